@@ -1,0 +1,381 @@
+//! The record that a hook sends: one fixed-size header and one payload.
+//!
+//! A record is written in the kernel, crosses the ring buffer as bytes and may be stored as bytes, so
+//! its layout is fixed: 128 bytes, no implicit padding, numbers in the machine's byte order. The
+//! numbers of [`Kind`], [`FileKind`] and of the flags never change their meaning; new ones are added.
+
+use core::mem::{offset_of, size_of};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::uapi::Interface;
+
+/// Bytes of a task's name, as in the kernel (`TASK_COMM_LEN`).
+pub const COMM_LEN: usize = 16;
+
+macro_rules! numbered {
+    ($(#[$doc:meta])* $name:ident: $type:ty {
+        $($(#[$variant_doc:meta])* $variant:ident = $number:literal, $text:literal;)*
+    }) => {
+        $(#[$doc])*
+        #[repr($type)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum $name { $($(#[$variant_doc])* $variant = $number,)* }
+
+        impl $name {
+            /// Every one, in the order of the numbers.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The one with this number.
+            #[must_use]
+            pub const fn from_raw(raw: $type) -> Option<Self> {
+                match raw { $($number => Some(Self::$variant),)* _ => None }
+            }
+
+            /// Its name in traces, reports and metrics.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $text,)* }
+            }
+        }
+    };
+}
+
+numbered! {
+    /// What happened: one kind for each place in the orchestrator that has a hook.
+    Kind: u8 {
+        /// `luo_open(inode, file)`.
+        Open = 1, "open";
+        /// `luo_release(inode, file)`.
+        Release = 2, "release";
+        /// `luo_ioctl(file, cmd, arg)`.
+        Ioctl = 3, "ioctl";
+        /// `luo_register_file(token, fd)`.
+        Preserve = 4, "preserve";
+        /// `luo_unregister_file(token)`.
+        Unpreserve = 5, "unpreserve";
+        /// `luo_retrieve_file(token, struct file **)`.
+        Restore = 6, "restore";
+        /// `luo_prepare()`.
+        Prepare = 7, "prepare";
+        /// `luo_freeze()`.
+        Freeze = 8, "freeze";
+        /// `luo_cancel()`.
+        Cancel = 9, "cancel";
+        /// `luo_finish()`.
+        Finish = 10, "finish";
+        /// `liveupdate_reboot()`, called by reboot(KEXEC).
+        Reboot = 11, "reboot";
+        /// `machine_kexec(image)`: the old kernel's last function.
+        Jump = 12, "jump";
+        /// `luo_startup()`: the new kernel's orchestrator starts (emulated only: no probe can see the real one).
+        Boot = 13, "boot";
+        /// The prepare callback of one file.
+        FilePrepare = 14, "file_prepare";
+        /// The freeze callback of one file.
+        FileFreeze = 15, "file_freeze";
+        /// Not from a hook: the collector found that records were lost; the count is in [`Call::bytes`].
+        Lost = 255, "lost";
+    }
+}
+
+numbered! {
+    /// What sort of file a descriptor stands for.
+    FileKind: u16 {
+        /// None of those below.
+        Other = 0, "other";
+        /// memfd (`memfd_create`).
+        Memfd = 1, "memfd";
+        /// eventfd.
+        Eventfd = 2, "eventfd";
+        /// Either end of a pipe, or a FIFO.
+        Pipe = 3, "pipe";
+        /// A socket of any family.
+        Socket = 4, "socket";
+        /// A regular file of a file system.
+        Regular = 5, "regular";
+    }
+}
+
+/// The task on whose behalf something happens.
+///
+/// In the kernel's orchestrator it is the current task. In the emulated one the current task is the
+/// server, so the first argument of its `luo_ioctl` points to one of these.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Task {
+    /// Process (thread group) id in the initial pid namespace.
+    pub pid: u32,
+    /// Thread id in the initial pid namespace.
+    pub tid: u32,
+    /// Real user id in the initial user namespace.
+    pub uid: u32,
+    /// 0; 1 where this is no task at all (an event of the machine itself).
+    pub none: u32,
+    /// Id of the task's cgroup in the unified hierarchy.
+    pub cgroup_id: u64,
+    /// Name of the thread, padded with NUL.
+    pub comm: [u8; COMM_LEN],
+}
+
+/// What a hook can learn of a file; the emulated orchestrator's `struct file`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct File {
+    /// Its size, in bytes.
+    pub bytes: u64,
+    /// A [`FileKind`].
+    pub kind: u16,
+    /// 0.
+    pub padding: [u8; 6],
+}
+
+/// Bits of [`Header::flags`].
+pub mod flags {
+    /// The record was made at the function's return: `ret` and `dur_ns` hold.
+    pub const EXIT: u8 = 1;
+    /// The emulated orchestrator's, not the kernel's.
+    pub const EMULATED: u8 = 1 << 1;
+    /// The sessions interface, not v3.
+    pub const SESSIONS: u8 = 1 << 2;
+    /// The task's fields hold.
+    pub const TASK: u8 = 1 << 3;
+}
+
+/// Bits of [`Call::known`]: which fields of the payload hold.
+pub mod known {
+    /// [`Call::token`](super::Call::token).
+    pub const TOKEN: u16 = 1;
+    /// [`Call::fd`](super::Call::fd).
+    pub const FD: u16 = 1 << 1;
+    /// [`Call::file_kind`](super::Call::file_kind) and [`Call::bytes`](super::Call::bytes).
+    pub const FILE: u16 = 1 << 2;
+    /// [`Call::cmd`](super::Call::cmd).
+    pub const CMD: u16 = 1 << 3;
+    /// [`Call::event`](super::Call::event).
+    pub const EVENT: u16 = 1 << 4;
+}
+
+/// What every record begins with.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Header {
+    /// When the function was entered: `CLOCK_MONOTONIC`, in nanoseconds.
+    pub t_ns: u64,
+    /// From entry to return, in nanoseconds; holds with [`flags::EXIT`].
+    pub dur_ns: u64,
+    /// See [`Task::cgroup_id`].
+    pub cgroup_id: u64,
+    /// See [`Task::pid`].
+    pub pid: u32,
+    /// See [`Task::tid`].
+    pub tid: u32,
+    /// See [`Task::uid`].
+    pub uid: u32,
+    /// What the function returned: 0 or more, or a negated errno; holds with [`flags::EXIT`].
+    pub ret: i32,
+    /// Counts the records of this CPU, lost ones too, so that a gap is a loss; wraps.
+    pub seq: u32,
+    /// A [`Kind`].
+    pub kind: u8,
+    /// See [`flags`].
+    pub flags: u8,
+    /// The CPU on which the record was made.
+    pub cpu: u16,
+    /// See [`Task::comm`].
+    pub comm: [u8; COMM_LEN],
+}
+
+/// The payload of a call into the orchestrator. Each field holds only if [`Call::known`] says so.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Call {
+    /// The file's name.
+    pub token: u64,
+    /// The file's size, in bytes; of a [`Kind::Lost`] record, the number of records lost.
+    pub bytes: u64,
+    /// The descriptor that the caller gave.
+    pub fd: i32,
+    /// The ioctl command.
+    pub cmd: u32,
+    /// The event that was asked for (v3, [`crate::uapi::v3::Event`]).
+    pub event: u32,
+    /// A [`FileKind`].
+    pub file_kind: u16,
+    /// See [`known`].
+    pub known: u16,
+    /// 0: room for what comes.
+    pub reserved: [u8; 32],
+}
+
+/// One event, as it crosses the ring buffer.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Record {
+    /// Who, when, what, with which result.
+    pub header: Header,
+    /// On what.
+    pub call: Call,
+}
+
+const _: () = {
+    assert!(size_of::<Task>() == 40);
+    assert!(size_of::<File>() == 16);
+    assert!(size_of::<Header>() == 64);
+    assert!(size_of::<Call>() == 64);
+    assert!(size_of::<Record>() == 128);
+    assert!(offset_of!(Header, kind) == 44);
+    assert!(offset_of!(Header, comm) == 48);
+    assert!(offset_of!(Call, file_kind) == 28);
+};
+
+impl Header {
+    /// Takes over who it was.
+    pub fn set_task(&mut self, task: &Task) {
+        self.pid = task.pid;
+        self.tid = task.tid;
+        self.uid = task.uid;
+        self.cgroup_id = task.cgroup_id;
+        self.comm = task.comm;
+        if task.none == 0 {
+            self.flags |= flags::TASK;
+        }
+    }
+}
+
+/// Counters of one CPU, in the order of the fields.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Records that hooks wanted to send; the next sequence number.
+    pub made: u64,
+    /// Of these, not sent because the ring buffer was full.
+    pub ring_full: u64,
+    /// Returns without a remembered entry, so nothing could be sent: hooks attached in the middle of
+    /// the call, or more calls under way than can be remembered.
+    pub no_entry: u64,
+    /// Reads of the emulated orchestrator's memory that failed, so the record lacks what was there.
+    pub bad_read: u64,
+}
+
+impl Record {
+    /// What happened; `None` if the number is not one of this version's.
+    #[must_use]
+    pub const fn kind(&self) -> Option<Kind> {
+        Kind::from_raw(self.header.kind)
+    }
+
+    const fn has(&self, flag: u8) -> bool {
+        self.header.flags & flag != 0
+    }
+
+    const fn knows(&self, bit: u16) -> bool {
+        self.call.known & bit != 0
+    }
+
+    /// Whether the function had returned when the record was made.
+    #[must_use]
+    pub const fn is_exit(&self) -> bool {
+        self.has(flags::EXIT)
+    }
+
+    /// Whether it is the emulated orchestrator's.
+    #[must_use]
+    pub const fn is_emulated(&self) -> bool {
+        self.has(flags::EMULATED)
+    }
+
+    /// Whether there is a task behind it.
+    #[must_use]
+    pub const fn has_task(&self) -> bool {
+        self.has(flags::TASK)
+    }
+
+    /// The interface that it belongs to.
+    #[must_use]
+    pub const fn interface(&self) -> Interface {
+        if self.has(flags::SESSIONS) {
+            Interface::Sessions
+        } else {
+            Interface::V3
+        }
+    }
+
+    /// What the function returned.
+    #[must_use]
+    pub fn ret(&self) -> Option<i32> {
+        self.is_exit().then_some(self.header.ret)
+    }
+
+    /// How long the function took, in nanoseconds.
+    #[must_use]
+    pub fn dur_ns(&self) -> Option<u64> {
+        self.is_exit().then_some(self.header.dur_ns)
+    }
+
+    /// When the function returned (`CLOCK_MONOTONIC`, nanoseconds).
+    #[must_use]
+    pub fn end_ns(&self) -> Option<u64> {
+        self.dur_ns().map(|dur| self.header.t_ns.saturating_add(dur))
+    }
+
+    /// The errno of a call that failed.
+    #[must_use]
+    pub fn errno(&self) -> Option<i32> {
+        self.ret().filter(|ret| *ret < 0).map(i32::wrapping_neg)
+    }
+
+    /// The file's name.
+    #[must_use]
+    pub fn token(&self) -> Option<u64> {
+        self.knows(known::TOKEN).then_some(self.call.token)
+    }
+
+    /// The descriptor that the caller gave.
+    #[must_use]
+    pub fn fd(&self) -> Option<i32> {
+        self.knows(known::FD).then_some(self.call.fd)
+    }
+
+    /// What sort of file it is.
+    #[must_use]
+    pub fn file_kind(&self) -> Option<FileKind> {
+        if self.knows(known::FILE) {
+            FileKind::from_raw(self.call.file_kind)
+        } else {
+            None
+        }
+    }
+
+    /// The file's size, in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> Option<u64> {
+        self.knows(known::FILE).then_some(self.call.bytes)
+    }
+
+    /// The ioctl command.
+    #[must_use]
+    pub fn cmd(&self) -> Option<u32> {
+        self.knows(known::CMD).then_some(self.call.cmd)
+    }
+
+    /// The event that was asked for, as its number.
+    #[must_use]
+    pub fn event(&self) -> Option<u32> {
+        self.knows(known::EVENT).then_some(self.call.event)
+    }
+
+    /// How many records were lost, of a [`Kind::Lost`] record.
+    #[must_use]
+    pub fn lost(&self) -> Option<u64> {
+        (self.kind() == Some(Kind::Lost)).then_some(self.call.bytes)
+    }
+
+    /// The thread's name, up to the first NUL.
+    #[must_use]
+    pub fn comm(&self) -> &[u8] {
+        let comm = &self.header.comm;
+        let end = comm.iter().position(|byte| *byte == 0).unwrap_or(COMM_LEN);
+        &comm[..end]
+    }
+}

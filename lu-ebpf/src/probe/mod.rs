@@ -1,0 +1,26 @@
+//! The handlers, one file for each place in the orchestrator.
+
+pub mod device;
+pub mod file;
+pub mod reboot;
+pub mod state;
+
+use lu_common::event::Kind;
+
+use crate::attach::{Entry, Exit};
+use crate::task;
+
+/// What a pair of programs does at the entry and at the exit of one function.
+pub trait Handler {
+    fn entry<E: Entry>(entry: &E);
+    fn exit<X: Exit>(exit: &X);
+}
+
+/// The exit of a function about which the whole call tells enough: send what is known of it.
+fn send_call<X: Exit>(kind: Kind, exit: &X) {
+    let Some(entered) = task::leave(kind) else {
+        return;
+    };
+    let call = task::context().map(|context| &context.call);
+    task::send_exit::<X::Orchestrator>(kind, &entered, exit.ret(), call);
+}

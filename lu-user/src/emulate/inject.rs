@@ -1,0 +1,284 @@
+//! A descriptor for the caller: installed in it when its system call ends.
+//!
+//! No system call puts a descriptor into another process, so the waiting thread is seized with ptrace.
+//! When it stops at the end of its ioctl it is made to fetch the file itself (`pidfd_open`,
+//! `pidfd_getfd`, `close`), with its registers and its signal mask put back afterwards. It sees an
+//! ioctl that returned, as from the kernel.
+
+use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::ptrace::{self, Options};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+
+use super::argument::UserMemory as _;
+use super::client::Client;
+
+/// `PTRACE_O_SUSPEND_SECCOMP` (Linux 4.3): the caller's own filters do not see our calls.
+const SUSPEND_SECCOMP: i32 = 1 << 21;
+
+/// A thread that will stop at the end of the system call that it is in.
+pub struct Seized {
+    client: Client,
+    stopped: bool,
+}
+
+impl Seized {
+    /// Seizes the caller. EPERM if somebody else traces it.
+    pub fn new(client: &Client) -> Result<Self, Errno> {
+        let tid = client.tid();
+        let sysgood = Options::PTRACE_O_TRACESYSGOOD;
+        let quiet = sysgood | Options::from_bits_retain(SUSPEND_SECCOMP);
+        // The second way is for kernels without CONFIG_CHECKPOINT_RESTORE.
+        ptrace::seize(tid, quiet).or_else(|_| ptrace::seize(tid, sysgood))?;
+        let seized = Self {
+            client: *client,
+            stopped: false,
+        };
+        ptrace::interrupt(tid)?;
+        Ok(seized)
+    }
+
+    /// Installs `file` (close-on-exec), hands the number to `tell`, and lets the thread go. The call
+    /// must have been answered. Where `tell` fails, the descriptor is closed again and the system call
+    /// returns that error.
+    pub fn install(
+        mut self,
+        file: &OwnedFd,
+        tell: impl FnOnce(RawFd) -> Result<(), Errno>,
+    ) -> Result<RawFd, Errno> {
+        self.wait_for_stop()?;
+        let mut inside = Inside::enter(&self.client)?;
+        let outcome = inside
+            .fetch(file, std::process::id())
+            .or_else(|errno| match errno {
+                // The caller may not look into a process of root's: one of its own holds the file.
+                Errno::EPERM => Donor::new(&self.client, file)
+                    .and_then(|donor| inside.fetch(file, donor.pid.as_raw() as u32)),
+                errno => Err(errno),
+            })
+            .and_then(|fd| {
+                tell(fd).inspect_err(|_| {
+                    let _ = inside.call(libc::SYS_close, [fd as u64, 0, 0]);
+                })?;
+                Ok(fd)
+            });
+        inside.leave(outcome.err())?;
+        outcome
+    }
+
+    fn wait_for_stop(&mut self) -> Result<(), Errno> {
+        if !self.stopped {
+            wait_for(self.client.tid(), |status| {
+                matches!(
+                    status,
+                    WaitStatus::PtraceEvent(..) | WaitStatus::Stopped(..)
+                )
+            })?;
+            self.stopped = true;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Seized {
+    fn drop(&mut self) {
+        // Only a stopped thread can be let go. One that is gone needs nothing.
+        if self.wait_for_stop().is_ok() {
+            let _ = ptrace::detach(self.client.tid(), None::<Signal>);
+        }
+    }
+}
+
+/// Waits until the thread stops in the way that `wanted` tells; ESRCH if it ends instead.
+fn wait_for(tid: Pid, wanted: impl Fn(&WaitStatus) -> bool) -> Result<(), Errno> {
+    loop {
+        match waitpid(tid, Some(WaitPidFlag::__WALL)) {
+            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(Errno::ECHILD) => {
+                return Err(Errno::ESRCH);
+            }
+            Ok(status) if wanted(&status) => return Ok(()),
+            // A stop that came between: go on to the one we wait for.
+            Ok(_) => ptrace::syscall(tid, None)?,
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// A stopped thread that runs system calls for us.
+struct Inside {
+    tid: Pid,
+    registers: libc::user_regs_struct,
+    signal_mask: u64,
+}
+
+/// Length of the instruction `syscall`, in bytes.
+#[cfg(target_arch = "x86_64")]
+const SYSCALL: [u8; 2] = [0x0f, 0x05];
+
+#[cfg(target_arch = "x86_64")]
+impl Inside {
+    fn enter(client: &Client) -> Result<Self, Errno> {
+        let tid = client.tid();
+        let registers = ptrace::getregs(tid)?;
+        let mut instruction = [0; SYSCALL.len()];
+        client.read(registers.rip - SYSCALL.len() as u64, &mut instruction)?;
+        if instruction != SYSCALL {
+            return Err(Errno::ENOSYS);
+        }
+        let inside = Self {
+            tid,
+            registers,
+            signal_mask: signal_mask(tid)?,
+        };
+        // No signal may come between our calls.
+        set_signal_mask(tid, u64::MAX)?;
+        Ok(inside)
+    }
+
+    /// Makes the thread run one system call.
+    fn call(&mut self, number: i64, args: [u64; 3]) -> Result<i64, Errno> {
+        let mut registers = self.registers;
+        registers.rip -= SYSCALL.len() as u64;
+        registers.rax = number as u64;
+        // Not in a system call: nothing to restart.
+        registers.orig_rax = u64::MAX;
+        [registers.rdi, registers.rsi, registers.rdx] = args;
+        ptrace::setregs(self.tid, registers)?;
+        for _entry_then_exit in 0..2 {
+            ptrace::syscall(self.tid, None)?;
+            wait_for(self.tid, |status| {
+                matches!(status, WaitStatus::PtraceSyscall(_))
+            })?;
+        }
+        let result = ptrace::getregs(self.tid)?.rax as i64;
+        if (-4095..0).contains(&result) {
+            return Err(Errno::from_raw(-result as i32));
+        }
+        Ok(result)
+    }
+
+    /// Puts everything back; with an error, as the result of the thread's own system call.
+    fn leave(&mut self, failed: Option<Errno>) -> Result<(), Errno> {
+        if let Some(errno) = failed {
+            self.registers.rax = -i64::from(errno as i32) as u64;
+        }
+        ptrace::setregs(self.tid, self.registers)?;
+        set_signal_mask(self.tid, self.signal_mask)
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+impl Inside {
+    fn enter(_client: &Client) -> Result<Self, Errno> {
+        log::error!("FD_RESTORE into a client is written for x86-64 alone so far");
+        Err(Errno::ENOSYS)
+    }
+
+    fn call(&mut self, _number: i64, _args: [u64; 3]) -> Result<i64, Errno> {
+        Err(Errno::ENOSYS)
+    }
+
+    fn leave(&mut self, _failed: Option<Errno>) -> Result<(), Errno> {
+        Ok(())
+    }
+}
+
+impl Inside {
+    /// Makes the thread fetch our descriptor `file` from the process `holder`.
+    fn fetch(&mut self, file: &OwnedFd, holder: u32) -> Result<RawFd, Errno> {
+        let pidfd = self.call(libc::SYS_pidfd_open, [u64::from(holder), 0, 0])? as u64;
+        let fd = self.call(
+            libc::SYS_pidfd_getfd,
+            [pidfd, file.as_raw_fd() as u64, 0],
+        );
+        self.call(libc::SYS_close, [pidfd, 0, 0])?;
+        fd.map(|fd| fd as RawFd)
+    }
+}
+
+/// `PTRACE_GETSIGMASK`: the size of the kernel's signal set is 8 bytes.
+fn signal_mask(tid: Pid) -> Result<u64, Errno> {
+    let mut mask = 0_u64;
+    // SAFETY: the kernel writes the 8 bytes that it is told, to a variable of that size.
+    let done = unsafe { libc::ptrace(libc::PTRACE_GETSIGMASK, tid.as_raw(), 8, &raw mut mask) };
+    Errno::result(done).map(|_| mask)
+}
+
+fn set_signal_mask(tid: Pid, mask: u64) -> Result<(), Errno> {
+    // SAFETY: the kernel reads the 8 bytes that it is told, from a variable of that size.
+    let done = unsafe { libc::ptrace(libc::PTRACE_SETSIGMASK, tid.as_raw(), 8, &raw const mask) };
+    Errno::result(done).map(drop)
+}
+
+/// A short-lived process with the caller's own identity, no privileges and one descriptor: what a
+/// caller that is not root may fetch a file from.
+struct Donor {
+    pid: Pid,
+}
+
+impl Donor {
+    fn new(client: &Client, file: &OwnedFd) -> Result<Self, Errno> {
+        let fd = file.as_raw_fd();
+        let (uid, gid) = (client.task.uid, client.gid);
+        let mut ready = [0; 2];
+        // SAFETY: the array has room for the two descriptors.
+        Errno::result(unsafe { libc::pipe2(ready.as_mut_ptr(), libc::O_CLOEXEC) })?;
+        // SAFETY: the child makes system calls alone until it ends, so locks held by other threads
+        // at the fork do not matter.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            // SAFETY: as above; the arguments are integers.
+            unsafe { donate(fd, ready[1], uid, gid) };
+        }
+        // SAFETY: the descriptor is ours, from pipe2, and used no more.
+        unsafe { libc::close(ready[1]) };
+        let mut byte = 0_u8;
+        // The end of the pipe instead of a byte means that the child could not do it.
+        // SAFETY: one byte is read into a variable of that size.
+        let told = unsafe { libc::read(ready[0], (&raw mut byte).cast(), 1) };
+        // SAFETY: the descriptor is ours, from pipe2, and used no more.
+        unsafe { libc::close(ready[0]) };
+        let donor = Self {
+            pid: Pid::from_raw(Errno::result(pid)?),
+        };
+        if told == 1 { Ok(donor) } else { Err(Errno::EPERM) }
+    }
+}
+
+/// What the donor does: only system calls, no allocation.
+unsafe fn donate(fd: RawFd, ready: RawFd, uid: u32, gid: u32) -> ! {
+    let (low, high) = (fd.min(ready) as u32, fd.max(ready) as u32);
+    let no_capabilities = [0_u32; 6];
+    let header = [0x2008_0522_u32, 0];
+    // SAFETY: raw system calls with integers, and two arrays of the sizes that capset reads.
+    unsafe {
+        if low > 0 {
+            let _ = libc::syscall(libc::SYS_close_range, 0, low - 1, 0);
+        }
+        let _ = libc::syscall(libc::SYS_close_range, low + 1, high - 1, 0);
+        let _ = libc::syscall(libc::SYS_close_range, high + 1, u32::MAX, 0);
+        if libc::syscall(libc::SYS_setresgid, gid, gid, gid) != 0
+            || libc::syscall(libc::SYS_setresuid, uid, uid, uid) != 0
+            || libc::syscall(libc::SYS_capset, header.as_ptr(), no_capabilities.as_ptr()) != 0
+        {
+            libc::_exit(1);
+        }
+        libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0);
+        libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY, 0, 0, 0);
+        libc::write(ready, b"!".as_ptr().cast(), 1);
+        loop {
+            libc::pause();
+        }
+    }
+}
+
+impl Drop for Donor {
+    fn drop(&mut self) {
+        let _ = kill(self.pid, Signal::SIGKILL);
+        let _ = waitpid(self.pid, None);
+    }
+}

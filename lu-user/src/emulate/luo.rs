@@ -1,0 +1,285 @@
+//! The orchestrator's functions, with the kernel's names and C signatures, so that probes can sit on
+//! them: `luo_open` to `luo_startup`.
+//!
+//! As in the kernel there is one orchestrator, and who calls is known from the thread that runs.
+
+use std::cell::RefCell;
+use std::ffi::{c_int, c_long, c_uint, c_ulong, c_void};
+use std::hint::black_box;
+use std::mem::offset_of;
+use std::ptr;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+
+use lu_common::event::Task;
+use lu_common::uapi::v3;
+use nix::errno::Errno;
+
+use super::argument::Argument;
+use super::client::Client;
+use super::core::Core;
+use super::files::{Files, Preserved, from_c, to_c, view};
+
+struct Luo {
+    core: Mutex<Core<Files>>,
+    quirks: bool,
+}
+
+static LUO: OnceLock<Luo> = OnceLock::new();
+
+thread_local! {
+    /// What the kernel knows as `current`, and what its functions leave on the stack of the ioctl.
+    static CURRENT: RefCell<Option<Current>> = const { RefCell::new(None) };
+}
+
+struct Current {
+    client: Client,
+    retrieved: Option<Arc<Preserved>>,
+    install: Option<Install>,
+}
+
+/// A descriptor that the caller is to get once its system call ends.
+pub struct Install {
+    /// The file.
+    pub file: Arc<Preserved>,
+    /// The structure that tells the caller the number; `None` where it cannot be told (`--quirks`).
+    pub tell: Option<Argument>,
+}
+
+/// Sets the orchestrator up; once in a process.
+pub fn init(handler: Files, quirks: bool) {
+    let luo = Luo {
+        core: Mutex::new(Core::new(handler)),
+        quirks,
+    };
+    assert!(LUO.set(luo).is_ok(), "there is one orchestrator");
+}
+
+fn luo() -> &'static Luo {
+    LUO.get().expect("init() has been called")
+}
+
+/// The state machine.
+pub fn core() -> MutexGuard<'static, Core<Files>> {
+    luo().core.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// open(2) of the device.
+pub fn open(caller: &Task) -> Result<(), Errno> {
+    let function = black_box(luo_open as extern "C" fn(_, _) -> _);
+    from_c(function(ptr::null(), &raw const *caller))
+}
+
+/// The last close of an open file.
+pub fn release(caller: &Task) {
+    let function = black_box(luo_release as extern "C" fn(_, _) -> _);
+    function(ptr::null(), &raw const *caller);
+}
+
+/// An ioctl; with its result, the descriptor that is to be given out.
+pub fn ioctl(client: &Client, cmd: u32, arg: u64) -> (Result<(), Errno>, Option<Install>) {
+    CURRENT.set(Some(Current {
+        client: *client,
+        retrieved: None,
+        install: None,
+    }));
+    let function = black_box(luo_ioctl as extern "C" fn(_, _, _) -> _);
+    let result = function(&raw const client.task, cmd, arg);
+    let install = CURRENT.take().and_then(|current| current.install);
+    (from_c(result as c_int), install)
+}
+
+/// reboot(KEXEC) up to the point of no return: the freeze.
+pub fn reboot() -> Result<(), Errno> {
+    from_c(black_box(
+        liveupdate_reboot as extern "C" fn() -> c_int,
+    )())
+}
+
+/// The old kernel's last function.
+pub fn jump() {
+    black_box(machine_kexec as extern "C" fn(_))(ptr::null());
+}
+
+/// The new kernel's orchestrator starts.
+pub fn boot() {
+    black_box(luo_startup as extern "C" fn() -> c_int)();
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn luo_open(inode: *const c_void, file: *const Task) -> c_int {
+    black_box((inode, file));
+    to_c(core().open())
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn luo_release(inode: *const c_void, file: *const Task) -> c_int {
+    black_box((inode, file));
+    core().release();
+    0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn luo_ioctl(file: *const Task, cmd: c_uint, arg: c_ulong) -> c_long {
+    black_box(file);
+    c_long::from(to_c(dispatch(cmd, arg)))
+}
+
+fn with_current<T>(look: impl FnOnce(&mut Current) -> T) -> T {
+    CURRENT.with_borrow_mut(|current| look(current.as_mut().expect("set by ioctl()")))
+}
+
+fn dispatch(cmd: u32, arg: u64) -> Result<(), Errno> {
+    let client = with_current(|current| current.client);
+    let mut argument = Argument::read(&client, cmd, arg)?;
+    match cmd {
+        v3::FD_PRESERVE => fd_preserve(&client, &argument),
+        v3::FD_UNPRESERVE => {
+            let token = argument.long(offset_of!(v3::FdUnpreserve, token));
+            from_c(black_box(luo_unregister_file as extern "C" fn(_) -> _)(
+                token,
+            ))
+        }
+        v3::FD_RESTORE => fd_restore(&client, argument),
+        v3::GET_STATE => {
+            let state = core().state();
+            argument.set_word(offset_of!(v3::GetState, state), state as u32);
+            argument.write_back(&client)
+        }
+        v3::SET_EVENT => {
+            let event = argument.word(offset_of!(v3::SetEvent, event));
+            let function = match v3::Event::from_raw(event) {
+                Some(v3::Event::Prepare) => luo_prepare as extern "C" fn() -> c_int,
+                Some(v3::Event::Finish) => luo_finish,
+                Some(v3::Event::Cancel) => luo_cancel,
+                Some(v3::Event::Freeze) | None => return Err(Errno::EINVAL),
+            };
+            from_c(black_box(function)())
+        }
+        v3::GET_FD_STATE => {
+            let incoming = argument.word(offset_of!(v3::GetFdState, incoming)).to_ne_bytes()[0];
+            let token = argument.long(offset_of!(v3::GetFdState, token));
+            let state = core().file_state(token, incoming != 0)?;
+            argument.set_word(offset_of!(v3::GetFdState, state), state as u32);
+            argument.write_back(&client)
+        }
+        v3::SET_FD_EVENT => {
+            let event = argument.word(offset_of!(v3::SetFdEvent, event));
+            let token = argument.long(offset_of!(v3::SetFdEvent, token));
+            core().file_event(token, event)
+        }
+        _ => Err(Errno::ENOTTY),
+    }
+}
+
+fn fd_preserve(client: &Client, argument: &Argument) -> Result<(), Errno> {
+    let token = argument.long(offset_of!(v3::FdPreserve, token));
+    let fd = argument.word(offset_of!(v3::FdPreserve, fd)) as i32;
+    let function = black_box(luo_register_file as extern "C" fn(_, _) -> _);
+    let result = from_c(function(token, fd));
+    // Patch 16 tests for success the wrong way round: a failure goes on to the copy, and its 0 is
+    // what the caller gets.
+    if luo().quirks && result.is_err() {
+        return argument.write_back(client);
+    }
+    result
+}
+
+fn fd_restore(client: &Client, argument: Argument) -> Result<(), Errno> {
+    // The descriptor is reserved before anything is looked at.
+    if client.has_no_free_fd() {
+        return Err(Errno::EMFILE);
+    }
+    let token = argument.long(offset_of!(v3::FdRestore, token));
+    let mut file = ptr::null();
+    let function = black_box(luo_retrieve_file as extern "C" fn(_, _) -> _);
+    from_c(function(token, &raw mut file))?;
+    // The number is known only once the descriptor is in place, at the end of the caller's system
+    // call; whether it can be written is known by writing back what is there.
+    let told = argument.write_back(client);
+    // Patch 16 installs the descriptor first and leaves it there when the copy faults.
+    if told.is_ok() || luo().quirks {
+        with_current(|current| {
+            current.install = current.retrieved.take().map(|file| Install {
+                file,
+                tell: told.is_ok().then_some(argument),
+            });
+        });
+    }
+    told
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn luo_register_file(token: u64, fd: c_int) -> c_int {
+    let file = with_current(|current| current.client.file(fd))
+        .and_then(|file| Preserved::new(token, file));
+    to_c(core().preserve(token, file))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn luo_unregister_file(token: u64) -> c_int {
+    to_c(core().unpreserve(token))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn luo_retrieve_file(token: u64, filep: *mut *const c_void) -> c_int {
+    let file = match core().restore(token) {
+        Ok(file) => Arc::clone(file),
+        Err(errno) => return to_c(Err(errno)),
+    };
+    // SAFETY: the only caller passes the address of a local variable.
+    unsafe { *filep = view(&file) };
+    with_current(|current| current.retrieved = Some(file));
+    0
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn luo_prepare() -> c_int {
+    to_c(core().prepare())
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn luo_freeze() -> c_int {
+    to_c(core().freeze())
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn luo_cancel() -> c_int {
+    to_c(core().cancel())
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn luo_finish() -> c_int {
+    to_c(core().finish())
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn liveupdate_reboot() -> c_int {
+    if !core().freeze_is_due() {
+        return 0;
+    }
+    black_box(luo_freeze as extern "C" fn() -> c_int)()
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn machine_kexec(image: *const c_void) {
+    black_box(image);
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn luo_startup() -> c_int {
+    core().kexec();
+    0
+}

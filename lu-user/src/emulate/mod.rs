@@ -1,0 +1,313 @@
+//! The emulated orchestrator: a file that behaves like `/dev/liveupdate`, for any client.
+//!
+//! - [`core`]: the state machine, pure; [`argument`]: the rules of the ioctl's structures, pure.
+//! - [`luo`], [`files`], [`reboot`]: the steps, as functions with the kernel's names and signatures.
+//! - [`client`], [`inject`]: the caller, whose memory is read and who gets descriptors.
+//! - [`device`], [`mount`], [`notify`], [`control`]: FUSE, the file's place, system calls that must
+//!   not reach the machine, the socket.
+
+pub mod argument;
+mod client;
+pub mod control;
+pub mod core;
+mod device;
+mod files;
+mod inject;
+mod luo;
+mod mount;
+mod notify;
+mod reboot;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::unix::process::ExitStatusExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::atomic::AtomicU32;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+
+use fuser::{Config, Session, SessionACL};
+use lu_common::event::FileKind;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::unistd::{Pid, geteuid};
+
+pub use mount::DEVICE;
+
+/// What an emulation is to do.
+#[derive(Debug, Default)]
+pub struct Options {
+    /// Reproduce the two faults of patch 16.
+    pub quirks: bool,
+    /// The pause that stands for shutdown and boot.
+    pub boot_delay: Duration,
+    /// Kinds of files that are accepted beside memfd.
+    pub also: Vec<FileKind>,
+    /// Tokens whose prepare callback fails.
+    pub fail_prepare: BTreeMap<u64, Errno>,
+    /// Tokens whose freeze callback fails.
+    pub fail_freeze: BTreeMap<u64, Errno>,
+    /// Tokens whose restore fails.
+    pub fail_restore: BTreeMap<u64, Errno>,
+    /// How many kexecs fail after the freeze.
+    pub fail_jumps: u32,
+}
+
+/// Why there is no emulation.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A step that the system refused.
+    #[error("cannot {action} {place}: {errno}")]
+    Step {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        place: String,
+        /// What the system said.
+        errno: Errno,
+    },
+    /// Mounting and reading other processes is root's.
+    #[error("the emulated orchestrator needs root: it mounts a file and reads its clients' memory")]
+    NotRoot,
+    /// The kernel has an orchestrator.
+    #[error(
+        "{0} is a real device, and it is not covered; choose another place with --at, or run a command \
+         under the emulation with `lu emulate -- COMMAND`"
+    )]
+    RealDevice(PathBuf),
+    /// There is an emulation already.
+    #[error("something is mounted at {0} already; stop the other `lu emulate` or choose --at")]
+    Emulated(PathBuf),
+    /// The place cannot hold a device.
+    #[error("{0} is not a file; choose another place with --at")]
+    NotAFile(PathBuf),
+    /// The command does not start.
+    #[error("cannot start {program}: {errno}")]
+    Start {
+        /// The command.
+        program: String,
+        /// Why.
+        errno: Errno,
+    },
+    /// Nobody to ask.
+    #[error("no `lu emulate` is running")]
+    NoEmulator,
+    /// Too many to ask.
+    #[error("several emulators are running (processes {0:?}); choose one with --pid")]
+    ManyEmulators(Vec<u32>),
+    /// The kexec did not happen.
+    #[error("the kexec failed: {0}")]
+    Refused(Errno),
+}
+
+/// Says what was being done when something failed.
+trait Step<T> {
+    fn step(self, action: &'static str, place: impl AsRef<Path>) -> Result<T, Error>;
+}
+
+impl<T, E: IntoErrno> Step<T> for Result<T, E> {
+    fn step(self, action: &'static str, place: impl AsRef<Path>) -> Result<T, Error> {
+        self.map_err(|error| Error::Step {
+            action,
+            place: place.as_ref().display().to_string(),
+            errno: error.into_errno(),
+        })
+    }
+}
+
+trait IntoErrno {
+    fn into_errno(self) -> Errno;
+}
+
+impl IntoErrno for Errno {
+    fn into_errno(self) -> Errno {
+        self
+    }
+}
+
+impl IntoErrno for std::io::Error {
+    fn into_errno(self) -> Errno {
+        Errno::from_raw(self.raw_os_error().unwrap_or(libc::EIO))
+    }
+}
+
+/// Runs `command` with the emulated device at [`DEVICE`] for it alone, and returns its exit status
+/// (128 and more: ended by that signal, as shells say it).
+pub fn run_command(options: Options, command: &[OsString]) -> Result<i32, Error> {
+    let signals = start(&options)?;
+    let control = control::Control::start()?;
+    let (ready, child) = spawn_inside(command, control.path())?;
+    let device = Arc::new(device::Device::default());
+    let _session = serve(Arc::clone(&device), ready.fuse)?;
+    let _ = ready.go.send(());
+    let device_number = ready.device_number.recv().unwrap_or(Err(Error::NoEmulator))?;
+    std::thread::spawn(move || notify::serve(&ready.notices));
+    reboot::init(machine(device, device_number, &options));
+    let _ = ready.go.send(());
+    let child = child.recv().unwrap_or(Err(Error::NoEmulator))?;
+    wait_for_child(child, &signals)
+}
+
+/// Lets the emulated device stand at `path` until a signal asks for the end.
+pub fn run_at(options: Options, path: &Path) -> Result<(), Error> {
+    let signals = start(&options)?;
+    let public = mount::Public::prepare(path)?;
+    let control = control::Control::start()?;
+    let fuse = mount::mount_file(path)?;
+    let device = Arc::new(device::Device::default());
+    let _session = serve(Arc::clone(&device), fuse)?;
+    let device_number = mount::device_number(path)?;
+    reboot::init(machine(device, device_number, &options));
+    eprintln!(
+        "lu emulate: an orchestrator (interface v3) at {}, process {}; Ctrl-C ends it",
+        path.display(),
+        std::process::id()
+    );
+    loop {
+        match signals.read_signal() {
+            Ok(Some(_)) => break,
+            Ok(None) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno).step("wait for", "a signal"),
+        }
+    }
+    drop((public, control));
+    Ok(())
+}
+
+/// What both ways begin with. The signals that end us are taken as messages from here on.
+fn start(options: &Options) -> Result<SignalFd, Error> {
+    if !geteuid().is_root() {
+        return Err(Error::NotRoot);
+    }
+    let mut ending = SigSet::empty();
+    for signal in [
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGQUIT,
+    ] {
+        ending.add(signal);
+    }
+    ending.thread_block().step("block", "signals")?;
+    luo::init(
+        files::Files {
+            also: options.also.clone(),
+            fail_prepare: options.fail_prepare.clone(),
+            fail_freeze: options.fail_freeze.clone(),
+            fail_restore: options.fail_restore.clone(),
+        },
+        options.quirks,
+    );
+    SignalFd::with_flags(&ending, SfdFlags::SFD_CLOEXEC).step("wait for", "signals")
+}
+
+fn machine(device: Arc<device::Device>, device_number: u64, options: &Options) -> reboot::Machine {
+    reboot::Machine {
+        device,
+        device_number,
+        boot_delay: options.boot_delay,
+        fail_jumps: AtomicU32::new(options.fail_jumps),
+    }
+}
+
+fn serve(device: Arc<device::Device>, fuse: OwnedFd) -> Result<fuser::BackgroundSession, Error> {
+    Session::from_fd(
+        device::Served::new(device),
+        fuse,
+        SessionACL::All,
+        Config::default(),
+    )
+    .and_then(Session::spawn)
+    .step("serve", "the FUSE file system")
+}
+
+/// What the thread that will start the command has made ready.
+struct Ready {
+    fuse: OwnedFd,
+    notices: OwnedFd,
+    /// Sent to twice: when the device answers, and when the command may start.
+    go: mpsc::Sender<()>,
+    device_number: mpsc::Receiver<Result<u64, Error>>,
+}
+
+/// Starts a thread with a mount namespace and a system call filter of its own; the command that it
+/// starts has both.
+fn spawn_inside(
+    command: &[OsString],
+    control: &Path,
+) -> Result<(Ready, mpsc::Receiver<Result<Child, Error>>), Error> {
+    let (go, may_go) = mpsc::channel();
+    let (mounted, is_mounted) = mpsc::channel();
+    let (number, device_number) = mpsc::channel();
+    let (started, child) = mpsc::channel();
+    let scratch = control.with_extension("dev");
+    let mut program = Command::new(&command[0]);
+    program.args(&command[1..]).env(control::VARIABLE, control);
+    let name = command[0].to_string_lossy().into_owned();
+    std::thread::spawn(move || {
+        let prepare = || {
+            mount::private_device(&scratch)?;
+            let fuse = mount::mount_file(Path::new(DEVICE))?;
+            let notices = notify::install_filter().step("filter", "the command's system calls")?;
+            Ok((fuse, notices))
+        };
+        let _ = mounted.send(prepare());
+        if may_go.recv().is_err() {
+            return;
+        }
+        let _ = number.send(mount::device_number(Path::new(DEVICE)));
+        if may_go.recv().is_err() {
+            return;
+        }
+        let _ = started.send(program.spawn().map_err(|error| Error::Start {
+            program: name,
+            errno: error.into_errno(),
+        }));
+    });
+    let (fuse, notices) = is_mounted.recv().unwrap_or(Err(Error::NoEmulator))?;
+    let ready = Ready {
+        fuse,
+        notices,
+        go,
+        device_number,
+    };
+    Ok((ready, child))
+}
+
+/// Waits through a pidfd: a plain wait would also take the stops of a child that is being given a
+/// descriptor.
+fn wait_for_child(mut child: Child, signals: &SignalFd) -> Result<i32, Error> {
+    let pid = Pid::from_raw(child.id() as i32);
+    let pidfd = client::pidfd_open(pid, 0).step("watch", "the command")?;
+    loop {
+        let mut fds = [
+            PollFd::new(pidfd.as_fd(), PollFlags::POLLIN),
+            PollFd::new(signals.as_fd(), PollFlags::POLLIN),
+        ];
+        match poll(&mut fds, PollTimeout::NONE) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno).step("wait for", "the command"),
+        }
+        let [ended, signalled] =
+            fds.map(|fd| fd.revents().is_some_and(|events| !events.is_empty()));
+        if ended {
+            let status = child.wait().step("wait for", "the command")?;
+            return Ok(status
+                .code()
+                .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)));
+        }
+        if signalled && let Ok(Some(info)) = signals.read_signal() {
+            // Ctrl-C and Ctrl-\ reach the command from the terminal itself.
+            match Signal::try_from(info.ssi_signo as i32) {
+                Ok(signal @ (Signal::SIGTERM | Signal::SIGHUP)) => {
+                    let _ = kill(pid, signal);
+                }
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! System calls of the command that are no business of the device and still must not reach the
+//! machine as they are: reboot(KEXEC), which would be a real one, and changes to the size of a memfd
+//! that is prepared, which the real orchestrator would refuse.
+//!
+//! A seccomp filter on the command and its children hands these few to us (`SECCOMP_RET_USER_NOTIF`,
+//! Linux 5.0); all others pass at the filter's price.
+
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+
+use lu_common::event::FileKind;
+use lu_common::uapi::v3::State;
+use nix::errno::Errno;
+use nix::sys::stat::fstat;
+use nix::unistd::Pid;
+
+use super::client::Client;
+use super::{luo, reboot};
+
+/// `LINUX_REBOOT_CMD_KEXEC`, `LINUX_REBOOT_MAGIC1`, and the four values of the second magic number.
+const KEXEC: u32 = 0x4558_4543;
+const MAGIC1: u32 = 0xfee1_dead;
+const MAGIC2: [u32; 4] = [672_274_793, 85_072_278, 369_367_448, 537_993_216];
+const CAP_SYS_BOOT: u64 = 1 << 22;
+
+/// `SECCOMP_IOCTL_NOTIF_RECV` and `SECCOMP_IOCTL_NOTIF_SEND` (`include/uapi/linux/seccomp.h`).
+const RECEIVE: libc::c_ulong = 0xc050_2100;
+const SEND: libc::c_ulong = 0xc018_2101;
+
+#[cfg(target_arch = "x86_64")]
+const ARCH: u32 = 0xc000_003e;
+#[cfg(target_arch = "aarch64")]
+const ARCH: u32 = 0xc000_00b7;
+
+/// Offsets in `struct seccomp_data`.
+const NR: u32 = 0;
+const ARCHITECTURE: u32 = 4;
+const THIRD_ARGUMENT: u32 = 32;
+
+/// Puts the filter on the calling thread and on all that it starts; returns where the calls come.
+pub fn install_filter() -> Result<OwnedFd, Errno> {
+    const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
+    const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
+    let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
+    let mut program = [
+        step(LOAD, 0, 0, ARCHITECTURE),
+        step(JUMP_EQUAL, 0, 6, ARCH),
+        step(LOAD, 0, 0, NR),
+        step(JUMP_EQUAL, 5, 0, libc::SYS_ftruncate as u32),
+        step(JUMP_EQUAL, 4, 0, libc::SYS_fallocate as u32),
+        step(JUMP_EQUAL, 0, 2, libc::SYS_reboot as u32),
+        step(LOAD, 0, 0, THIRD_ARGUMENT),
+        step(JUMP_EQUAL, 1, 0, KEXEC),
+        step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
+        step(RETURN, 0, 0, libc::SECCOMP_RET_USER_NOTIF),
+    ];
+    let filter = libc::sock_fprog {
+        len: program.len() as u16,
+        filter: program.as_mut_ptr(),
+    };
+    // SAFETY: the filter and its program outlive the call; the kernel copies them.
+    let fd = unsafe {
+        libc::syscall(
+            libc::SYS_seccomp,
+            libc::SECCOMP_SET_MODE_FILTER,
+            libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
+            &raw const filter,
+        )
+    };
+    // SAFETY: on success the kernel has just given us this descriptor.
+    Errno::result(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// Answers until nobody is under the filter any more.
+pub fn serve(listener: &OwnedFd) {
+    loop {
+        // SAFETY: all-zero bytes are a notification, and the kernel wants them.
+        let mut notice: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+        // SAFETY: the kernel writes one structure of this type.
+        let received =
+            unsafe { libc::ioctl(listener.as_raw_fd(), RECEIVE as _, &raw mut notice) };
+        match Errno::result(received) {
+            Ok(_) => {}
+            // The caller was killed before we read.
+            Err(Errno::EINTR | Errno::ENOENT) => {
+                if nobody_left(listener) {
+                    return;
+                }
+                continue;
+            }
+            Err(_) => return,
+        }
+        if i64::from(notice.data.nr) == libc::SYS_reboot {
+            // It takes as long as a boot, and other calls must go on.
+            if let Ok(listener) = listener.try_clone() {
+                std::thread::spawn(move || {
+                    let answer = kexec(&notice);
+                    send(&listener, &notice, answer);
+                });
+            }
+        } else {
+            let answer = resize(&notice);
+            send(listener, &notice, answer);
+        }
+    }
+}
+
+fn nobody_left(listener: &OwnedFd) -> bool {
+    let mut poll = libc::pollfd {
+        fd: listener.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: one structure, which outlives the call.
+    unsafe { libc::poll(&raw mut poll, 1, 0) };
+    poll.revents & libc::POLLHUP != 0
+}
+
+enum Answer {
+    /// The system call goes on as if nothing had been.
+    Continue,
+    /// It returns this error.
+    Refuse(Errno),
+}
+
+fn send(listener: &OwnedFd, notice: &libc::seccomp_notif, answer: Answer) {
+    let mut response = libc::seccomp_notif_resp {
+        id: notice.id,
+        val: 0,
+        error: 0,
+        flags: 0,
+    };
+    match answer {
+        Answer::Continue => response.flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32,
+        Answer::Refuse(errno) => response.error = -(errno as i32),
+    }
+    // A caller that has been killed meanwhile needs no answer (ENOENT).
+    // SAFETY: the kernel reads one structure of this type.
+    unsafe { libc::ioctl(listener.as_raw_fd(), SEND as _, &raw mut response) };
+}
+
+fn kexec(notice: &libc::seccomp_notif) -> Answer {
+    let args = notice.data.args;
+    if args[0] as u32 != MAGIC1 || !MAGIC2.contains(&(args[1] as u32)) {
+        return Answer::Continue;
+    }
+    let client = match Client::of(notice.pid) {
+        Ok(client) => client,
+        Err(errno) => return Answer::Refuse(errno),
+    };
+    if client.capabilities & CAP_SYS_BOOT == 0 {
+        return Answer::Refuse(Errno::EPERM);
+    }
+    match reboot::reboot(&client.task, Some(Pid::from_raw(client.task.pid as i32))) {
+        // Its process has ended with the old kernel.
+        Ok(()) => Answer::Refuse(Errno::EINTR),
+        Err(errno) => Answer::Refuse(errno),
+    }
+}
+
+/// `ftruncate(fd, length)` and `fallocate(fd, mode, offset, length)`.
+fn resize(notice: &libc::seccomp_notif) -> Answer {
+    let args = notice.data.args;
+    let changes = || -> Result<bool, Errno> {
+        let file = Client::of(notice.pid)?.file(args[0] as i32)?;
+        let stat = fstat(&file)?;
+        let size = stat.st_size as u64;
+        let resizes = if i64::from(notice.data.nr) == libc::SYS_ftruncate {
+            args[1] != size
+        } else {
+            args[1] as i32 & libc::FALLOC_FL_KEEP_SIZE == 0
+                && args[2].saturating_add(args[3]) > size
+        };
+        let identity = Some((stat.st_dev, stat.st_ino));
+        Ok(resizes
+            && luo::core().outgoing().any(|(_, state, file)| {
+                matches!(state, State::Prepared | State::Frozen)
+                    && file.kind() == FileKind::Memfd
+                    && file.identity() == identity
+            }))
+    };
+    // What cannot be looked at is the kernel's to judge.
+    if changes().unwrap_or(false) {
+        Answer::Refuse(Errno::EPERM)
+    } else {
+        Answer::Continue
+    }
+}

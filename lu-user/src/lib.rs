@@ -1,0 +1,3 @@
+//! See, bound and prove a Linux live update.
+
+pub mod emulate;
