@@ -14,6 +14,7 @@
 )]
 
 mod attach;
+mod doctor;
 mod probe;
 mod task;
 

@@ -1,3 +1,10 @@
 //! See, bound and prove a Linux live update.
 
+pub mod attach;
+pub mod client;
+pub mod collect;
+pub mod export;
 pub mod emulate;
+pub mod journal;
+pub mod orchestrator;
+pub mod timeline;

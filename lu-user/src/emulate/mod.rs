@@ -137,8 +137,8 @@ impl IntoErrno for std::io::Error {
 
 /// Runs `command` with the emulated device at [`DEVICE`] for it alone, and returns its exit status
 /// (128 and more: ended by that signal, as shells say it).
-pub fn run_command(options: Options, command: &[OsString]) -> Result<i32, Error> {
-    let signals = start(&options)?;
+pub fn run_command(options: &Options, command: &[OsString]) -> Result<i32, Error> {
+    let signals = start(options)?;
     let control = control::Control::start()?;
     let (ready, child) = spawn_inside(command, control.path())?;
     let device = Arc::new(device::Device::default());
@@ -146,22 +146,22 @@ pub fn run_command(options: Options, command: &[OsString]) -> Result<i32, Error>
     let _ = ready.go.send(());
     let device_number = ready.device_number.recv().unwrap_or(Err(Error::NoEmulator))?;
     std::thread::spawn(move || notify::serve(&ready.notices));
-    reboot::init(machine(device, device_number, &options));
+    reboot::init(machine(device, device_number, options));
     let _ = ready.go.send(());
     let child = child.recv().unwrap_or(Err(Error::NoEmulator))?;
     wait_for_child(child, &signals)
 }
 
 /// Lets the emulated device stand at `path` until a signal asks for the end.
-pub fn run_at(options: Options, path: &Path) -> Result<(), Error> {
-    let signals = start(&options)?;
+pub fn run_at(options: &Options, path: &Path) -> Result<(), Error> {
+    let signals = start(options)?;
     let public = mount::Public::prepare(path)?;
     let control = control::Control::start()?;
     let fuse = mount::mount_file(path)?;
     let device = Arc::new(device::Device::default());
     let _session = serve(Arc::clone(&device), fuse)?;
     let device_number = mount::device_number(path)?;
-    reboot::init(machine(device, device_number, &options));
+    reboot::init(machine(device, device_number, options));
     eprintln!(
         "lu emulate: an orchestrator (interface v3) at {}, process {}; Ctrl-C ends it",
         path.display(),

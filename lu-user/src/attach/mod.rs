@@ -1,0 +1,184 @@
+//! Hooks to places: the plan, what of it could be attached, and what could not and why.
+
+pub mod allowed;
+mod plan;
+mod symbols;
+
+use std::path::Path;
+
+use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
+use aya::programs::uprobe::{UProbeAttachLocation, UProbeScope};
+use aya::programs::{Program, ProgramError, UProbe};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use lu_common::event::Counters;
+
+pub use plan::{HOOKS, Hook};
+
+use crate::orchestrator::Orchestrator;
+
+/// The compiled BPF programs.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lu.bpf.o"));
+
+/// The ring buffer's size unless told otherwise, in bytes: 32,768 records.
+pub const RING_BUFFER: u32 = 4 << 20;
+
+/// Why nothing can be watched.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel refused the maps or the programs.
+    #[error(
+        "the kernel refuses lu's BPF programs: {}; `lu doctor` tells what this machine allows",
+        chain(.0)
+    )]
+    Load(#[source] EbpfError),
+    /// This orchestrator has no hooks yet.
+    #[error(
+        "this kernel has an orchestrator of its own, and this version of lu has no hooks for it yet; \
+         it watches emulated ones (`lu emulate`)"
+    )]
+    Kernel,
+    /// The size is not one that a ring buffer can have.
+    #[error("a ring buffer's size is a power of two and a multiple of 4096 bytes, not {0}")]
+    RingBuffer(u32),
+}
+
+/// An error with its causes, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let line = error.to_string();
+        // Some errors repeat their cause.
+        if !text.contains(line.trim_end()) {
+            text.push_str(": ");
+            text.push_str(line.trim_end());
+        }
+        cause = error.source();
+    }
+    text.trim_end().trim_end_matches("Verifier output:").trim_end().to_owned()
+}
+
+/// What became of one hook.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The hook.
+    pub hook: &'static Hook,
+    /// How it was attached, or why not.
+    pub attached: Result<&'static str, String>,
+}
+
+/// The attached hooks: they stay as long as this lives.
+pub struct Attached {
+    /// The loaded programs; their links go with them.
+    pub programs: Ebpf,
+    /// What became of each hook, in the plan's order.
+    pub coverage: Vec<Outcome>,
+    /// Where the records come.
+    pub events: RingBuf<MapData>,
+    /// What was made and what was lost.
+    pub counters: PerCpuArray<MapData, CountersPod>,
+}
+
+/// [`Counters`], which aya may copy out of the kernel.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub struct CountersPod(pub Counters);
+
+// SAFETY: four integers without padding; any bytes are a value.
+unsafe impl aya::Pod for CountersPod {}
+
+impl Attached {
+    /// The hooks that are attached.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.coverage
+            .iter()
+            .filter(|outcome| outcome.attached.is_ok())
+            .count()
+    }
+
+    /// The hooks that are not, and why.
+    pub fn missing(&self) -> impl Iterator<Item = (&'static Hook, &str)> {
+        self.coverage
+            .iter()
+            .filter_map(|outcome| Some((outcome.hook, outcome.attached.as_ref().err()?.as_str())))
+    }
+}
+
+/// Loads the programs and attaches every hook of the plan. A hook that cannot be attached does not
+/// stop the others.
+pub fn attach(orchestrators: &[Orchestrator], ring_buffer: u32) -> Result<Attached, Error> {
+    if !ring_buffer.is_power_of_two() || !ring_buffer.is_multiple_of(4096) {
+        return Err(Error::RingBuffer(ring_buffer));
+    }
+    if orchestrators.contains(&Orchestrator::Kernel) {
+        return Err(Error::Kernel);
+    }
+    let mut ebpf = EbpfLoader::new()
+        // The programs need nothing of the kernel's types, and reading them takes a tenth of a second.
+        .btf(None)
+        .map_max_entries("EVENTS", ring_buffer)
+        .load(OBJECT)
+        .map_err(Error::Load)?;
+    let events = take_map(&mut ebpf, "EVENTS")
+        .and_then(|map| RingBuf::try_from(map).map_err(EbpfError::MapError))
+        .map_err(Error::Load)?;
+    let counters = take_map(&mut ebpf, "COUNTERS")
+        .and_then(|map| PerCpuArray::try_from(map).map_err(EbpfError::MapError))
+        .map_err(Error::Load)?;
+    let programs: Vec<(&Path, Result<symbols::Symbols, String>)> = orchestrators
+        .iter()
+        .filter_map(|orchestrator| match orchestrator {
+            Orchestrator::Emulated { program, .. } => Some(program.as_path()),
+            Orchestrator::Kernel => None,
+        })
+        .map(|program| (program, symbols::Symbols::of(program)))
+        .collect();
+    let coverage = HOOKS
+        .iter()
+        .map(|hook| Outcome {
+            hook,
+            attached: attach_hook(&mut ebpf, hook, &programs).map(|()| "uprobe"),
+        })
+        .collect();
+    Ok(Attached {
+        programs: ebpf,
+        coverage,
+        events,
+        counters,
+    })
+}
+
+fn take_map(ebpf: &mut Ebpf, name: &str) -> Result<Map, EbpfError> {
+    ebpf.take_map(name)
+        .ok_or_else(|| EbpfError::MapError(aya::maps::MapError::InvalidName { name: name.into() }))
+}
+
+fn attach_hook(
+    ebpf: &mut Ebpf,
+    hook: &Hook,
+    programs: &[(&Path, Result<symbols::Symbols, String>)],
+) -> Result<(), String> {
+    for name in [hook.entry, hook.exit].into_iter().flatten() {
+        let program: &mut UProbe = ebpf
+            .program_mut(name)
+            .ok_or_else(|| format!("there is no program {name}"))
+            .and_then(|program: &mut Program| {
+                program
+                    .try_into()
+                    .map_err(|error: ProgramError| chain(&error))
+            })?;
+        program.load().map_err(|error| chain(&error))?;
+        for (path, symbols) in programs {
+            let offset = symbols.as_ref().map_err(Clone::clone)?.offset(hook.function)?;
+            program
+                .attach(
+                    UProbeAttachLocation::AbsoluteOffset(offset),
+                    path,
+                    UProbeScope::AllProcesses,
+                )
+                .map_err(|error| chain(&error))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,81 @@
+//! The command line: one file for each subcommand, which parses and prints.
+
+mod ctl;
+mod doctor;
+mod emulate;
+mod report;
+mod run;
+mod trace;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "lu",
+    version,
+    about = "See, bound and prove a Linux live update",
+    long_about = "lu watches the kernel's Live Update Orchestrator (/dev/liveupdate) with eBPF: every \
+                  step of a live update, the blackout window, and what became of each preserved file. \
+                  It brings an emulated orchestrator for machines that have none.",
+    after_help = "Examples:\n  \
+                  lu doctor                         what this machine allows\n  \
+                  lu trace                          a line for each event, until Ctrl-C\n  \
+                  lu run --journal /var/lib/lu      record live updates\n  \
+                  lu report --journal /var/lib/lu   the last one, as a waterfall\n  \
+                  lu emulate -- ./my-vmm            a program with an orchestrator of its own"
+)]
+struct Lu {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Trace(trace::Args),
+    Run(run::Args),
+    Report(report::Args),
+    Doctor(doctor::Args),
+    Emulate(emulate::Args),
+    Ctl(ctl::Args),
+}
+
+/// Runs the command line. Exit status: 0 done, 1 failed, 2 wrong usage; `doctor` and `emulate` say
+/// their own in their help.
+pub fn main() -> ExitCode {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn,fuser=error"))
+        .format_timestamp(None)
+        .format_target(false)
+        .init();
+    let done = match Lu::parse().command {
+        Command::Trace(args) => args.run(),
+        Command::Run(args) => args.run(),
+        Command::Report(args) => args.run(),
+        Command::Doctor(args) => args.run(),
+        Command::Emulate(args) => args.run(),
+        Command::Ctl(args) => args.run(),
+    };
+    done.unwrap_or_else(|error| {
+        // A reader that has had enough (`lu trace | head`) is no failure.
+        if is_broken_pipe(&error) {
+            return ExitCode::SUCCESS;
+        }
+        eprintln!("lu: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+    })
+}
+
+/// The width of the terminal; 100 columns where standard output is none.
+fn columns() -> usize {
+    terminal_size::terminal_size().map_or(100, |(width, _)| usize::from(width.0))
+}

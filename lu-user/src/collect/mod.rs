@@ -1,0 +1,141 @@
+//! From the ring buffer to typed events, in order, with every loss counted.
+
+use std::io;
+use std::os::fd::{AsRawFd, RawFd};
+
+use aya::maps::{MapData, PerCpuArray, RingBuf};
+use lu_common::event::{Call, Counters, Header, Kind, Record};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+use zerocopy::FromBytes as _;
+
+use crate::attach::{Attached, CountersPod};
+
+/// What was lost on the way, since the hooks were attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Losses {
+    /// Records for which the ring buffer had no room.
+    pub ring_full: u64,
+    /// Returns of functions whose entry was not remembered.
+    pub no_entry: u64,
+    /// Records without what could not be read.
+    pub bad_read: u64,
+}
+
+impl Losses {
+    /// Records that were not sent.
+    #[must_use]
+    pub const fn records(&self) -> u64 {
+        self.ring_full + self.no_entry
+    }
+}
+
+/// The consumer's end of the ring buffer.
+pub struct Collector {
+    ring: AsyncFd<Ring>,
+    counters: PerCpuArray<MapData, CountersPod>,
+    told: u64,
+    /// The hooks are attached as long as their programs are held.
+    _programs: aya::Ebpf,
+}
+
+struct Ring(RingBuf<MapData>);
+
+impl AsRawFd for Ring {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Collector {
+    /// Takes over the attached hooks' records. Must be called within a tokio runtime.
+    pub fn new(attached: Attached) -> io::Result<Self> {
+        let Attached {
+            programs,
+            coverage: _,
+            events,
+            counters,
+        } = attached;
+        // SAFETY: the descriptor belongs to the map within, which is neither replaced nor closed
+        // before the registration ends: both live in `Ring`, and nothing hands it out.
+        let ring = unsafe { AsyncFd::register_with_interest(Ring(events), Interest::READABLE) }
+            .map_err(|error| io::Error::other(error.to_string()))?;
+        Ok(Self {
+            ring,
+            counters,
+            told: 0,
+            _programs: programs,
+        })
+    }
+
+    /// Waits until there are records, and hands each to `each`, oldest first. Where records were lost
+    /// a record of [`Kind::Lost`] says how many, after those that were there before.
+    pub async fn collect(&mut self, mut each: impl FnMut(&Record)) -> io::Result<()> {
+        {
+            let mut guard = self.ring.readable_mut().await?;
+            drain(&mut guard.get_inner_mut().0, &mut each);
+            guard.clear_ready();
+        }
+        self.finish(each)
+    }
+
+    /// Takes what is there without waiting.
+    pub fn finish(&mut self, mut each: impl FnMut(&Record)) -> io::Result<()> {
+        drain(&mut self.ring.get_mut().0, &mut each);
+        let lost = self.losses()?.records();
+        if lost > self.told {
+            each(&loss(lost - self.told));
+            self.told = lost;
+        }
+        Ok(())
+    }
+
+    /// What was lost so far.
+    pub fn losses(&self) -> io::Result<Losses> {
+        let all = self.counters.get(&0, 0).map_err(io::Error::other)?;
+        Ok(all.iter().fold(Losses::default(), |sum, cpu| {
+            let Counters {
+                made: _,
+                ring_full,
+                no_entry,
+                bad_read,
+            } = cpu.0;
+            Losses {
+                ring_full: sum.ring_full + ring_full,
+                no_entry: sum.no_entry + no_entry,
+                bad_read: sum.bad_read + bad_read,
+            }
+        }))
+    }
+}
+
+fn drain(ring: &mut RingBuf<MapData>, each: &mut impl FnMut(&Record)) {
+    while let Some(item) = ring.next() {
+        // The programs send nothing else; a stranger's bytes would be no record.
+        if let Ok(record) = Record::read_from_bytes(&item) {
+            drop(item);
+            each(&record);
+        }
+    }
+}
+
+fn loss(count: u64) -> Record {
+    Record {
+        header: Header {
+            t_ns: now_ns(),
+            kind: Kind::Lost as u8,
+            ..Header::default()
+        },
+        call: Call {
+            bytes: count,
+            ..Call::default()
+        },
+    }
+}
+
+/// The clock that the hooks read (`CLOCK_MONOTONIC`), in nanoseconds.
+#[must_use]
+pub fn now_ns() -> u64 {
+    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .map_or(0, |now| now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64)
+}

@@ -1,0 +1,37 @@
+//! What leaves lu: a report, a line for each event.
+
+mod report;
+mod trace;
+mod waterfall;
+
+pub use report::{Report, SCHEMA};
+pub use trace::{TraceLine, line};
+pub use waterfall::waterfall;
+
+use nix::errno::Errno;
+
+/// The name of an errno, as in the manual pages.
+#[must_use]
+pub fn errno_name(errno: i32) -> String {
+    match Errno::from_raw(errno) {
+        Errno::UnknownErrno => format!("errno {errno}"),
+        known => format!("{known:?}"),
+    }
+}
+
+/// A duration, in the unit that suits it.
+#[must_use]
+pub fn duration(ns: u64) -> String {
+    match ns {
+        0..10_000 => format!("{ns} ns"),
+        10_000..10_000_000 => format!("{:.1} µs", ns as f64 / 1e3),
+        10_000_000..10_000_000_000 => format!("{:.1} ms", ns as f64 / 1e6),
+        _ => format!("{:.2} s", ns as f64 / 1e9),
+    }
+}
+
+/// A size, in the unit that suits it.
+#[must_use]
+pub fn size(bytes: u64) -> String {
+    bytesize::ByteSize(bytes).display().iec().to_string()
+}

@@ -1,0 +1,154 @@
+//! One event as a line: in the manner of strace, or as JSON.
+
+use std::fmt::Write as _;
+
+use lu_common::event::{FileKind, Kind, Record};
+use lu_common::uapi::{Interface, command_name, v3};
+use serde::Serialize;
+
+use super::{duration, errno_name, size};
+
+/// An event as JSON; unknown is null. The schema is stable: fields are added.
+#[derive(Debug, Serialize)]
+pub struct TraceLine {
+    /// When the function was entered, `CLOCK_MONOTONIC` in nanoseconds.
+    pub t_ns: u64,
+    /// What happened.
+    pub kind: &'static str,
+    /// `enter` for a record made at the entry of a function that may not return, else `exit`.
+    pub stage: &'static str,
+    /// `v3` or `sessions`.
+    pub interface: &'static str,
+    /// The session's name.
+    pub session: Option<String>,
+    /// The file's token.
+    pub token: Option<u64>,
+    /// The descriptor that the caller gave.
+    pub fd: Option<i32>,
+    /// What sort of file it is.
+    pub fd_kind: Option<&'static str>,
+    /// Its size.
+    pub bytes: Option<u64>,
+    /// The ioctl's name, or its number where it is no command.
+    pub cmd: Option<String>,
+    /// The event that was asked for.
+    pub event: Option<&'static str>,
+    /// What the function returned.
+    pub ret: Option<i32>,
+    /// The errno's name.
+    pub errno: Option<String>,
+    /// How long the function took, in nanoseconds.
+    pub dur_ns: Option<u64>,
+    /// The caller's process.
+    pub pid: Option<u32>,
+    /// The caller's thread.
+    pub tid: Option<u32>,
+    /// The caller's real user.
+    pub uid: Option<u32>,
+    /// The caller's name.
+    pub comm: Option<String>,
+    /// The caller's cgroup.
+    pub cgroup_id: Option<u64>,
+    /// The CPU that the record was made on; null where no hook made it.
+    pub cpu: Option<u16>,
+    /// The record's number on that CPU.
+    pub seq: Option<u32>,
+    /// How many records were lost here.
+    pub lost: Option<u64>,
+}
+
+impl From<&Record> for TraceLine {
+    fn from(record: &Record) -> Self {
+        let header = &record.header;
+        let task = record.has_task();
+        let hook = record.lost().is_none();
+        Self {
+            t_ns: header.t_ns,
+            kind: record.kind().map_or("unknown", Kind::name),
+            stage: if record.is_exit() { "exit" } else { "enter" },
+            interface: record.interface().name(),
+            session: None,
+            token: record.token(),
+            fd: record.fd(),
+            fd_kind: record.file_kind().map(FileKind::name),
+            bytes: record.bytes(),
+            cmd: record.cmd().map(|cmd| cmd_name(record.interface(), cmd)),
+            event: record
+                .event()
+                .and_then(v3::Event::from_raw)
+                .map(v3::Event::name),
+            ret: record.ret(),
+            errno: record.errno().map(errno_name),
+            dur_ns: record.dur_ns(),
+            pid: task.then_some(header.pid),
+            tid: task.then_some(header.tid),
+            uid: task.then_some(header.uid),
+            comm: task.then(|| String::from_utf8_lossy(record.comm()).into_owned()),
+            cgroup_id: task.then_some(header.cgroup_id),
+            cpu: hook.then_some(header.cpu),
+            seq: hook.then_some(header.seq),
+            lost: record.lost(),
+        }
+    }
+}
+
+fn cmd_name(interface: Interface, cmd: u32) -> String {
+    command_name(interface, cmd).map_or_else(|| format!("{cmd:#x}"), str::to_owned)
+}
+
+/// One event for people: time since `origin_ns`, who, what, its arguments, its result, its time.
+#[must_use]
+pub fn line(record: &Record, origin_ns: u64) -> String {
+    let header = &record.header;
+    let since = header.t_ns.saturating_sub(origin_ns);
+    let mut line = format!(
+        "{:>5}.{:06} ",
+        since / 1_000_000_000,
+        since % 1_000_000_000 / 1000
+    );
+    if let Some(lost) = record.lost() {
+        let _ = write!(line, "*** {lost} events lost here ***");
+        return line;
+    }
+    if record.has_task() {
+        // A name is the caller's to choose: what is not printable must not reach the terminal.
+        let comm = String::from_utf8_lossy(record.comm());
+        let _ = write!(line, "[{} {}] ", header.pid, comm.escape_debug());
+    } else {
+        line.push_str("[kernel] ");
+    }
+    line.push_str(record.kind().map_or("unknown", Kind::name));
+    line.push('(');
+    let mut arguments = Vec::new();
+    if record.kind() == Some(Kind::Ioctl)
+        && let Some(cmd) = record.cmd()
+    {
+        arguments.push(cmd_name(record.interface(), cmd));
+    }
+    if let Some(event) = record.event().and_then(v3::Event::from_raw)
+        && record.kind() == Some(Kind::Ioctl)
+    {
+        arguments.push(event.name().to_owned());
+    }
+    if let Some(token) = record.token() {
+        arguments.push(format!("token={token:#x}"));
+    }
+    if let Some(fd) = record.fd() {
+        arguments.push(format!("fd={fd}"));
+    }
+    if let (Some(kind), Some(bytes)) = (record.file_kind(), record.bytes()) {
+        arguments.push(format!("{} {}", kind.name(), size(bytes)));
+    }
+    line.push_str(&arguments.join(", "));
+    line.push(')');
+    match (record.ret(), record.dur_ns()) {
+        (Some(ret), Some(dur)) => {
+            let result = record
+                .errno()
+                .map_or_else(|| ret.to_string(), |errno| format!("-1 {}", errno_name(errno)));
+            let _ = write!(line, " = {result} <{}>", duration(dur));
+        }
+        _ => line.push_str(" ..."),
+    }
+    line
+}
