@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use lu_common::event::{COMM_LEN, Task};
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::sys::stat::Mode;
 use nix::sys::uio::{RemoteIoVec, process_vm_readv, process_vm_writev};
 use nix::unistd::Pid;
 
@@ -99,7 +100,13 @@ impl Client {
     }
 
     /// Its descriptor `fd`, taken over by reference: `fget` in the kernel, EBADF if there is none.
+    ///
+    /// Of the device itself we take no reference, since closing it would ask ourselves; something that
+    /// can be preserved no more stands for it.
     pub fn file(&self, fd: i32) -> Result<OwnedFd, Errno> {
+        if super::reboot::is_device(self.tid, fd) {
+            return open("/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+        }
         let pidfd = self.pidfd()?;
         // SAFETY: the call takes three integers and gives a new descriptor or an error.
         let got = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) };

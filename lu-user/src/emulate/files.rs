@@ -13,12 +13,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use lu_common::event::{File as View, FileKind};
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::{Mode, SFlag, fstat};
+use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
+use nix::sys::stat::{Mode, SFlag};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use nix::unistd::{Whence, ftruncate, lseek};
 
 use super::core::Handler;
+use super::stat::Stat;
 
 /// A preserved file: the emulated `struct file`.
 ///
@@ -67,8 +68,7 @@ impl Preserved {
 
     /// The file's device and inode number.
     pub fn identity(&self) -> Option<(u64, u64)> {
-        let stat = fstat(&self.fd).ok()?;
-        Some((stat.st_dev, stat.st_ino))
+        Some(Stat::of(self.fd.as_fd()).ok()?.identity)
     }
 
     /// The file as the new kernel gives it out: a memfd anew (read and write, at the saved position),
@@ -102,7 +102,7 @@ impl Preserved {
 
     fn prepare(&self) -> Result<(), Errno> {
         if self.kind() == FileKind::Memfd {
-            let bytes = fstat(&self.fd)?.st_size as u64;
+            let bytes = Stat::of(self.fd.as_fd())?.size;
             let position = lseek(&self.fd, 0, Whence::SeekCur)?;
             self.bytes.store(bytes, Ordering::Relaxed);
             self.save(Some(Saved { bytes, position }));
@@ -114,7 +114,7 @@ impl Preserved {
     /// (see `notify`) is undone.
     fn freeze(&self) -> Result<(), Errno> {
         if let Some(saved) = self.saved() {
-            let bytes = fstat(&self.fd)?.st_size as u64;
+            let bytes = Stat::of(self.fd.as_fd())?.size;
             if bytes != saved.bytes {
                 log::warn!(
                     "token {:#x}: the memfd was resized from {} to {bytes} bytes after PREPARE; the \
@@ -131,21 +131,24 @@ impl Preserved {
 
 /// The kind and the size of the file behind a descriptor.
 fn describe(fd: &OwnedFd) -> Result<(FileKind, u64), Errno> {
-    let stat = fstat(fd)?;
-    let kind = match SFlag::from_bits_truncate(stat.st_mode) & SFlag::S_IFMT {
+    let stat = Stat::of(fd.as_fd())?;
+    let kind = match stat.file_type {
         SFlag::S_IFIFO => FileKind::Pipe,
         SFlag::S_IFSOCK => FileKind::Socket,
         // `shmem_file(file) && !inode->i_nlink` in v3 patch 27.
-        SFlag::S_IFREG if stat.st_nlink == 0 && is_shmem(fd) => FileKind::Memfd,
+        SFlag::S_IFREG if stat.links == 0 && is_shmem(fd) => FileKind::Memfd,
         SFlag::S_IFREG => FileKind::Regular,
         _ if is_eventfd(fd) => FileKind::Eventfd,
         _ => FileKind::Other,
     };
-    Ok((kind, stat.st_size as u64))
+    Ok((kind, stat.size))
 }
 
+/// Only shmem and hugetlbfs have seals, and asking for them asks no server; the rest tells those two
+/// apart.
 fn is_shmem(fd: &OwnedFd) -> bool {
-    fstatfs(fd.as_fd()).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC)
+    fcntl(fd, FcntlArg::F_GET_SEALS).is_ok()
+        && fstatfs(fd.as_fd()).is_ok_and(|fs| fs.filesystem_type() == TMPFS_MAGIC)
 }
 
 fn is_eventfd(fd: &OwnedFd) -> bool {

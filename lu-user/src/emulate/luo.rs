@@ -214,7 +214,9 @@ fn fd_restore(client: &Client, argument: Argument) -> Result<(), Errno> {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn luo_register_file(token: u64, fd: c_int) -> c_int {
-    let file = with_current(|current| current.client.file(fd))
+    let client = with_current(|current| current.client);
+    let file = client
+        .file(fd)
         .and_then(|file| Preserved::new(token, file));
     to_c(core().preserve(token, file))
 }

@@ -3,8 +3,8 @@
 //! - [`core`]: the state machine, pure; [`argument`]: the rules of the ioctl's structures, pure.
 //! - [`luo`], [`files`], [`reboot`]: the steps, as functions with the kernel's names and signatures.
 //! - [`client`], [`inject`]: the caller, whose memory is read and who gets descriptors.
-//! - [`device`], [`mount`], [`notify`], [`control`]: FUSE, the file's place, system calls that must
-//!   not reach the machine, the socket.
+//! - [`device`], [`stat`], [`mount`], [`notify`], [`control`]: FUSE, the file's place, system calls that
+//!   must not reach the machine, the socket.
 
 pub mod argument;
 mod client;
@@ -17,6 +17,7 @@ mod luo;
 mod mount;
 mod notify;
 mod reboot;
+mod stat;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -142,11 +143,9 @@ pub fn run_command(options: &Options, command: &[OsString]) -> Result<i32, Error
     let control = control::Control::start()?;
     let (ready, child) = spawn_inside(command, control.path())?;
     let device = Arc::new(device::Device::default());
-    let _session = serve(Arc::clone(&device), ready.fuse)?;
-    let _ = ready.go.send(());
-    let device_number = ready.device_number.recv().unwrap_or(Err(Error::NoEmulator))?;
+    reboot::init(machine(Arc::clone(&device), ready.device_number, options));
+    let _session = serve(device, ready.fuse)?;
     std::thread::spawn(move || notify::serve(&ready.notices));
-    reboot::init(machine(device, device_number, options));
     let _ = ready.go.send(());
     let child = child.recv().unwrap_or(Err(Error::NoEmulator))?;
     wait_for_child(child, &signals)
@@ -159,9 +158,9 @@ pub fn run_at(options: &Options, path: &Path) -> Result<(), Error> {
     let control = control::Control::start()?;
     let fuse = mount::mount_file(path)?;
     let device = Arc::new(device::Device::default());
-    let _session = serve(Arc::clone(&device), fuse)?;
     let device_number = mount::device_number(path)?;
-    reboot::init(machine(device, device_number, options));
+    reboot::init(machine(Arc::clone(&device), device_number, options));
+    let _session = serve(device, fuse)?;
     eprintln!(
         "lu emulate: an orchestrator (interface v3) at {}, process {}; Ctrl-C ends it",
         path.display(),
@@ -228,10 +227,10 @@ fn serve(device: Arc<device::Device>, fuse: OwnedFd) -> Result<fuser::Background
 /// What the thread that will start the command has made ready.
 struct Ready {
     fuse: OwnedFd,
+    device_number: u64,
     notices: OwnedFd,
-    /// Sent to twice: when the device answers, and when the command may start.
+    /// Sent to when the command may start.
     go: mpsc::Sender<()>,
-    device_number: mpsc::Receiver<Result<u64, Error>>,
 }
 
 /// Starts a thread with a mount namespace and a system call filter of its own; the command that it
@@ -242,7 +241,6 @@ fn spawn_inside(
 ) -> Result<(Ready, mpsc::Receiver<Result<Child, Error>>), Error> {
     let (go, may_go) = mpsc::channel();
     let (mounted, is_mounted) = mpsc::channel();
-    let (number, device_number) = mpsc::channel();
     let (started, child) = mpsc::channel();
     let scratch = control.with_extension("dev");
     let mut program = Command::new(&command[0]);
@@ -252,14 +250,11 @@ fn spawn_inside(
         let prepare = || {
             mount::private_device(&scratch)?;
             let fuse = mount::mount_file(Path::new(DEVICE))?;
+            let device_number = mount::device_number(Path::new(DEVICE))?;
             let notices = notify::install_filter().step("filter", "the command's system calls")?;
-            Ok((fuse, notices))
+            Ok((fuse, device_number, notices))
         };
         let _ = mounted.send(prepare());
-        if may_go.recv().is_err() {
-            return;
-        }
-        let _ = number.send(mount::device_number(Path::new(DEVICE)));
         if may_go.recv().is_err() {
             return;
         }
@@ -268,12 +263,12 @@ fn spawn_inside(
             errno: error.into_errno(),
         }));
     });
-    let (fuse, notices) = is_mounted.recv().unwrap_or(Err(Error::NoEmulator))?;
+    let (fuse, device_number, notices) = is_mounted.recv().unwrap_or(Err(Error::NoEmulator))?;
     let ready = Ready {
         fuse,
+        device_number,
         notices,
         go,
-        device_number,
     };
     Ok((ready, child))
 }

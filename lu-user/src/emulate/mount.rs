@@ -13,6 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, SFlag, mknod};
 use nix::unistd::{Gid, Uid, chown};
 
+use super::stat::Stat;
 use super::{Error, Step as _};
 
 /// Where programs look for the device.
@@ -44,7 +45,7 @@ pub fn mount_file(path: &Path) -> Result<OwnedFd, Error> {
 
 /// The device number of the file system at `path`, by which its open files are recognised.
 pub fn device_number(path: &Path) -> Result<u64, Error> {
-    Ok(fs::metadata(path).step("look at", path)?.dev())
+    Ok(Stat::at(path).step("look at", path)?.identity.0)
 }
 
 /// Gives the calling thread a mount namespace of its own in which the device can be mounted at

@@ -5,15 +5,15 @@
 //! A seccomp filter on the command and its children hands these few to us (`SECCOMP_RET_USER_NOTIF`,
 //! Linux 5.0); all others pass at the filter's price.
 
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
 
 use lu_common::event::FileKind;
 use lu_common::uapi::v3::State;
 use nix::errno::Errno;
-use nix::sys::stat::fstat;
 use nix::unistd::Pid;
 
 use super::client::Client;
+use super::stat::Stat;
 use super::{luo, reboot};
 
 /// `LINUX_REBOOT_CMD_KEXEC`, `LINUX_REBOOT_MAGIC1`, and the four values of the second magic number.
@@ -163,15 +163,15 @@ fn resize(notice: &libc::seccomp_notif) -> Answer {
     let args = notice.data.args;
     let changes = || -> Result<bool, Errno> {
         let file = Client::of(notice.pid)?.file(args[0] as i32)?;
-        let stat = fstat(&file)?;
-        let size = stat.st_size as u64;
+        let stat = Stat::of(file.as_fd())?;
+        let size = stat.size;
         let resizes = if i64::from(notice.data.nr) == libc::SYS_ftruncate {
             args[1] != size
         } else {
             args[1] as i32 & libc::FALLOC_FL_KEEP_SIZE == 0
                 && args[2].saturating_add(args[3]) > size
         };
-        let identity = Some((stat.st_dev, stat.st_ino));
+        let identity = Some(stat.identity);
         Ok(resizes
             && luo::core().outgoing().any(|(_, state, file)| {
                 matches!(state, State::Prepared | State::Frozen)

@@ -2,7 +2,6 @@
 
 use std::ffi::{c_int, c_long};
 use std::hint::black_box;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -16,6 +15,7 @@ use nix::unistd::Pid;
 use super::device::Device;
 use super::files::{from_c, to_c};
 use super::luo;
+use super::stat::Stat;
 
 /// How long the clients may take to end after SIGKILL.
 const CLIENTS_END_WITHIN: Duration = Duration::from_secs(10);
@@ -43,6 +43,14 @@ static REBOOTING: Mutex<()> = Mutex::new(());
 /// Sets the machine up; once in a process.
 pub fn init(machine: Machine) {
     assert!(MACHINE.set(machine).is_ok(), "there is one machine");
+}
+
+/// Whether `fd` of the thread `tid` is the device itself.
+pub fn is_device(tid: Pid, fd: i32) -> bool {
+    let path = format!("/proc/{tid}/fd/{fd}");
+    MACHINE
+        .get()
+        .is_some_and(|machine| is_on(Path::new(&path), machine.device_number))
 }
 
 /// reboot(KEXEC) by `caller`. When it succeeds, every client has ended and the new epoch has begun.
@@ -126,5 +134,5 @@ fn holds(pid: i32, device_number: u64) -> bool {
 }
 
 fn is_on(fd: &Path, device_number: u64) -> bool {
-    std::fs::metadata(fd).is_ok_and(|meta| meta.dev() == device_number)
+    Stat::at(fd).is_ok_and(|stat| stat.identity.0 == device_number)
 }
