@@ -85,20 +85,41 @@ impl Seized {
 
 impl Drop for Seized {
     fn drop(&mut self) {
-        // Only a stopped thread can be let go. One that is gone needs nothing.
-        if self.wait_for_stop().is_ok() {
-            let _ = ptrace::detach(self.client.tid(), None::<Signal>);
+        let tid = self.client.tid();
+        // Only a stopped thread can be let go. One that is gone is still ours to reap.
+        let gone = self.wait_for_stop().is_err() || ptrace::detach(tid, None::<Signal>).is_err();
+        if gone {
+            std::thread::spawn(move || reap(tid));
+        }
+    }
+}
+
+/// Waits for the end of a thread that is dying, so that its parent hears of it.
+///
+/// Not in the thread that serves: a process's first thread ends last, and the others may be waiting
+/// for answers.
+fn reap(tid: Pid) {
+    loop {
+        match waitpid(tid, Some(WaitPidFlag::__WALL)) {
+            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) => return,
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(_) => return,
         }
     }
 }
 
 /// Waits until the thread stops in the way that `wanted` tells; ESRCH if it ends instead.
+///
+/// It polls, since the end of a process's first thread is not told before that of the others, which
+/// may be waiting for us.
 fn wait_for(tid: Pid, wanted: impl Fn(&WaitStatus) -> bool) -> Result<(), Errno> {
     loop {
-        match waitpid(tid, Some(WaitPidFlag::__WALL)) {
+        match waitpid(tid, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG)) {
             Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(Errno::ECHILD) => {
                 return Err(Errno::ESRCH);
             }
+            Ok(WaitStatus::StillAlive) if has_ended(tid) => return Err(Errno::ESRCH),
+            Ok(WaitStatus::StillAlive) => std::thread::yield_now(),
             Ok(status) if wanted(&status) => return Ok(()),
             // A stop that came between: go on to the one we wait for.
             Ok(_) => ptrace::syscall(tid, None)?,
@@ -106,6 +127,14 @@ fn wait_for(tid: Pid, wanted: impl Fn(&WaitStatus) -> bool) -> Result<(), Errno>
             Err(errno) => return Err(errno),
         }
     }
+}
+
+/// Whether the thread has ended and only waits to be reaped.
+fn has_ended(tid: Pid) -> bool {
+    std::fs::read_to_string(format!("/proc/{tid}/stat"))
+        .ok()
+        .and_then(|stat| stat.rsplit_once(") ")?.1.chars().next())
+        .is_none_or(|state| matches!(state, 'Z' | 'X'))
 }
 
 /// A stopped thread that runs system calls for us.
