@@ -28,7 +28,13 @@ fn main() -> Result<()> {
     let target_dir = out.join("bpf");
     let status = Command::new(env::var_os("CARGO").context("CARGO is not set")?)
         .current_dir(&source)
-        .args(["build", "--release", "--package", "lu-ebpf", "-Zbuild-std=core"])
+        .args([
+            "build",
+            "--release",
+            "--package",
+            "lu-ebpf",
+            "-Zbuild-std=core",
+        ])
         .args(["--target", target, "--target-dir"])
         .arg(&target_dir)
         .env("PATH", path_with_tools()?)

@@ -102,7 +102,9 @@ numbered! {
 /// In the kernel's orchestrator it is the current task. In the emulated one the current task is the
 /// server, so the first argument of its `luo_ioctl` points to one of these.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct Task {
     /// Process (thread group) id in the initial pid namespace.
     pub pid: u32,
@@ -158,7 +160,9 @@ pub mod known {
 
 /// What every record begins with.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct Header {
     /// When the function was entered: `CLOCK_MONOTONIC`, in nanoseconds.
     pub t_ns: u64,
@@ -188,7 +192,9 @@ pub struct Header {
 
 /// The payload of a call into the orchestrator. Each field holds only if [`Call::known`] says so.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct Call {
     /// The file's name.
     pub token: u64,
@@ -210,7 +216,9 @@ pub struct Call {
 
 /// One event, as it crosses the ring buffer.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 pub struct Record {
     /// Who, when, what, with which result.
     pub header: Header,
@@ -316,7 +324,8 @@ impl Record {
     /// When the function returned (`CLOCK_MONOTONIC`, nanoseconds).
     #[must_use]
     pub fn end_ns(&self) -> Option<u64> {
-        self.dur_ns().map(|dur| self.header.t_ns.saturating_add(dur))
+        self.dur_ns()
+            .map(|dur| self.header.t_ns.saturating_add(dur))
     }
 
     /// The errno of a call that failed.

@@ -31,6 +31,10 @@ fn try_fexit(_ctx: FExitContext) -> i32 {
 }
 
 /// The verdict of those before it is passed on.
+#[expect(
+    clippy::needless_pass_by_value,
+    reason = "the macro passes the context by value"
+)]
 #[lsm(hook = "kernel_load_data")]
 fn try_lsm(ctx: LsmContext) -> i32 {
     ctx.arg(2)

@@ -63,8 +63,9 @@ pub fn count(field: impl Fn(&mut Counters) -> *mut u64) -> u64 {
     // reference only serves to find the field, which is touched by atomic operations alone.
     let counter = field(unsafe { &mut *counters });
     // SAFETY: the pointer is to an aligned integer within the map. Atomic, because a program can be
-    // interrupted by another one on its CPU.
-    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(counter, 1) }
+    // interrupted by another one on its CPU; with the strongest order, because LLVM 22 takes an
+    // instruction without a result for a relaxed add, used or not.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(counter, 1) }
 }
 
 /// Remembers who calls, at the outermost function.
@@ -180,11 +181,10 @@ fn send<O: Orchestrator>(stamp: &Stamp, call: Option<&Call>) {
         count(|counters| &raw mut counters.ring_full);
         return;
     };
+    // SAFETY: the slot has room for one record.
+    unsafe { slot.as_mut_ptr().write_bytes(0, 1) };
     // SAFETY: all-zero bytes are a record, and the slot is written through this reference alone.
-    let record = unsafe {
-        slot.as_mut_ptr().write_bytes(0, 1);
-        &mut *slot.as_mut_ptr()
-    };
+    let record = unsafe { slot.assume_init_mut() };
     let header = &mut record.header;
     header.kind = stamp.kind as u8;
     header.flags = stamp.flags;

@@ -3,8 +3,8 @@
 pub mod attach;
 pub mod client;
 pub mod collect;
-pub mod export;
 pub mod emulate;
+pub mod export;
 pub mod journal;
 pub mod orchestrator;
 pub mod timeline;

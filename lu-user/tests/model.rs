@@ -48,17 +48,29 @@ impl Handler for Callbacks {
     }
 
     fn prepare(&self, token: u64, _file: &mut File) -> Result<(), Errno> {
-        if token == FAILS_PREPARE { Err(ENOMEM) } else { Ok(()) }
+        if token == FAILS_PREPARE {
+            Err(ENOMEM)
+        } else {
+            Ok(())
+        }
     }
 
     fn freeze(&self, token: u64, _file: &mut File) -> Result<(), Errno> {
-        if token == FAILS_FREEZE { Err(EIO) } else { Ok(()) }
+        if token == FAILS_FREEZE {
+            Err(EIO)
+        } else {
+            Ok(())
+        }
     }
 
     fn cancel(&self, _token: u64, _file: &mut File) {}
 
     fn retrieve(&self, token: u64, _file: &File) -> Result<(), Errno> {
-        if token == FAILS_RESTORE { Err(EIO) } else { Ok(()) }
+        if token == FAILS_RESTORE {
+            Err(EIO)
+        } else {
+            Ok(())
+        }
     }
 }
 
@@ -201,7 +213,11 @@ impl Model {
         when(!jump_fails, EIO)?;
         let live = self.machine == 'F';
         for token in 0..TOKENS as usize {
-            self.inn[token] = if live && self.out[token] == 'F' { 'U' } else { '-' };
+            self.inn[token] = if live && self.out[token] == 'F' {
+                'U'
+            } else {
+                '-'
+            };
         }
         self.out = ['-'; TOKENS as usize];
         self.open = false;
@@ -220,7 +236,11 @@ impl Model {
         let mut all = vec![letter(self.machine).to_owned()];
         for token in 0..TOKENS as usize {
             // A file finished alone is NORMAL whether it was restored before or not.
-            all.push(format!("{} {}", letter(self.out[token]), letter(self.inn[token])));
+            all.push(format!(
+                "{} {}",
+                letter(self.out[token]),
+                letter(self.inn[token])
+            ));
         }
         all
     }
@@ -301,16 +321,29 @@ fn a_hundred_thousand_random_steps_equal_the_tables() {
     let mut reached = std::collections::BTreeSet::new();
     let reached_states = std::cell::RefCell::new(&mut reached);
     runner
-        .run(&prop::collection::vec(operation(), OPERATIONS), |operations| {
-            let (mut model, mut core) = (Model::new(), Core::new(Callbacks));
-            for (step, operation) in operations.into_iter().enumerate() {
-                let (expected, got) = (model.apply(operation), apply(&mut core, operation));
-                prop_assert_eq!(expected, got, "step {}: {:?}", step, operation);
-                prop_assert_eq!(model.observed(), observed(&core), "after step {}: {:?}", step, operation);
-                reached_states.borrow_mut().insert(model.machine);
-            }
-            Ok(())
-        })
+        .run(
+            &prop::collection::vec(operation(), OPERATIONS),
+            |operations| {
+                let (mut model, mut core) = (Model::new(), Core::new(Callbacks));
+                for (step, operation) in operations.into_iter().enumerate() {
+                    let (expected, got) = (model.apply(operation), apply(&mut core, operation));
+                    prop_assert_eq!(expected, got, "step {}: {:?}", step, operation);
+                    prop_assert_eq!(
+                        model.observed(),
+                        observed(&core),
+                        "after step {}: {:?}",
+                        step,
+                        operation
+                    );
+                    reached_states.borrow_mut().insert(model.machine);
+                }
+                Ok(())
+            },
+        )
         .expect("no difference");
-    assert_eq!(reached.into_iter().collect::<String>(), "FNPU", "every state was reached");
+    assert_eq!(
+        reached.into_iter().collect::<String>(),
+        "FNPU",
+        "every state was reached"
+    );
 }

@@ -21,17 +21,49 @@ pub fn cargo() -> Result<Command> {
 /// Builds the release binary and returns its path.
 pub fn lu() -> Result<PathBuf> {
     sh::say("building lu (release)");
-    let messages = sh::read(cargo()?.args([
-        "build",
-        "--release",
-        "--package",
-        "lu-user",
-        "--message-format=json-render-diagnostics",
-    ]))?;
+    executable(&["--bin", "lu"], "lu")
+}
+
+/// The release binary and the example that plays the demo's clients.
+pub fn demo() -> Result<(PathBuf, PathBuf)> {
+    Ok((lu()?, executable(&["--example", "demo"], "demo")?))
+}
+
+fn executable(target: &[&str], name: &str) -> Result<PathBuf> {
+    let messages = sh::read(
+        cargo()?
+            .args(["build", "--release", "--package", "lu-user"])
+            .args(target)
+            .arg("--message-format=json-render-diagnostics"),
+    )?;
     messages
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-        .filter(|message| message["target"]["name"] == "lu")
+        .filter(|message| message["target"]["name"] == name)
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .context("cargo built no `lu` executable")
+        .with_context(|| format!("cargo built no executable {name}"))
+}
+
+/// Clippy for the BPF programs, which the ordinary run leaves out: they have a target of their own.
+pub fn bpf_clippy() -> Result<Command> {
+    let mut command = cargo()?;
+    command
+        .args([
+            "clippy",
+            "--release",
+            "--package",
+            "lu-ebpf",
+            "-Zbuild-std=core",
+        ])
+        .args(["--target", "bpfel-unknown-none"])
+        .args(["--", "--deny=warnings"])
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            format!(
+                "--cfg=bpf_target_arch=\"{}\"\x1f-Ctarget-cpu=v3",
+                std::env::consts::ARCH
+            ),
+        );
+    Ok(command)
 }

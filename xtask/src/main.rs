@@ -1,8 +1,11 @@
 //! The project's own commands: set up what is missing, build, show and test.
 
+mod bench;
 mod build;
+mod demo;
 mod setup;
 mod sh;
+mod test;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -24,6 +27,27 @@ enum Command {
     Setup,
     /// Build `lu` (release profile) and print where it is.
     Build,
+    /// Run a whole live update on the emulated orchestrator and show it. Needs root.
+    Demo {
+        /// Print the report as one JSON document, and nothing else on standard output.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Run every check and every test. Needs root for those against the machine.
+    Test {
+        /// Count a test that cannot run here as a failure; the default where CI is set.
+        #[arg(long, env = "CI", value_parser = clap::builder::BoolishValueParser::new(), default_value_t = false, num_args = 0..=1, default_missing_value = "true")]
+        no_skips: bool,
+    },
+    /// Measure, beside a peer that does the same, in one run.
+    #[command(subcommand)]
+    Bench(Bench),
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// From exec to all hooks attached, and memory while idle; beside bpftrace.
+    Startup,
 }
 
 fn main() -> Result<()> {
@@ -33,6 +57,19 @@ fn main() -> Result<()> {
             setup::ensure(setup::For::Build)?;
             println!("{}", build::lu()?.display());
             Ok(())
+        }
+        Command::Demo { json } => {
+            setup::ensure(setup::For::Build)?;
+            let (lu, example) = build::demo()?;
+            demo::run(&lu, &example, json)
+        }
+        Command::Test { no_skips } => {
+            setup::ensure(setup::For::Test)?;
+            test::run(no_skips)
+        }
+        Command::Bench(Bench::Startup) => {
+            setup::ensure(setup::For::Bench)?;
+            bench::startup(&build::lu()?)
         }
     }
 }

@@ -4,6 +4,7 @@
 //! wanted beside a C compiler: the standard library's source, from which cargo builds `core`, and
 //! `bpf-linker`, which is built against the compiler's own LLVM so that no other LLVM is needed.
 
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -63,6 +64,7 @@ const PROGRAMS: [Program; 2] = [
 /// Checks everything that `purpose` needs and brings in what is missing; silent where nothing is.
 pub fn ensure(purpose: For) -> Result<()> {
     programs(purpose)?;
+    components(purpose)?;
     rust_src().context("the standard library's source (rust-src) could not be brought in")?;
     bpf_linker().context("bpf-linker could not be built")?;
     Ok(())
@@ -92,7 +94,11 @@ fn programs(purpose: For) -> Result<()> {
     if !(sh::found("apt-get") && is_root()?) {
         bail!(
             "install these programs and run this again: {}\n  on Debian, as root: {line}",
-            missing.iter().map(|p| p.name).collect::<Vec<_>>().join(", ")
+            missing
+                .iter()
+                .map(|p| p.name)
+                .collect::<Vec<_>>()
+                .join(", ")
         );
     }
     sh::say(&line);
@@ -108,6 +114,22 @@ fn programs(purpose: For) -> Result<()> {
     if install(&packages).is_err() {
         sh::run_quietly(sh::command("apt-get").arg("update"))?;
         install(&packages)?;
+    }
+    Ok(())
+}
+
+/// Formatting and lints come with the toolchain, unless it was installed without them.
+fn components(purpose: For) -> Result<()> {
+    if purpose != For::Test {
+        return Ok(());
+    }
+    for (program, component) in [("cargo-fmt", "rustfmt"), ("cargo-clippy", "clippy")] {
+        if sh::found(program) {
+            continue;
+        }
+        sh::say(&format!("{component} is missing"));
+        sh::run_quietly(sh::command("rustup").args(["component", "add", component]))
+            .with_context(|| format!("install {component} for this toolchain"))?;
     }
     Ok(())
 }
@@ -176,10 +198,10 @@ fn debian_rust_src(place: &Path) -> Result<()> {
     }
     let mirror = debian_mirror()?;
     let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    let sources: String = SUITES
-        .iter()
-        .map(|suite| format!("deb [signed-by={keyring}] {mirror} {suite} main\n"))
-        .collect();
+    let mut sources = String::new();
+    for suite in SUITES {
+        let _ = writeln!(sources, "deb [signed-by={keyring}] {mirror} {suite} main");
+    }
     let list = scratch.join("sources.list");
     fs::write(&list, sources)?;
     let empty = scratch.join("empty");
@@ -220,8 +242,16 @@ fn debian_rust_src(place: &Path) -> Result<()> {
         })
         .context("apt-get download left no package")?;
     let unpacked = scratch.join("unpacked");
-    sh::run_quietly(sh::command("dpkg-deb").arg("-x").arg(&package).arg(&unpacked))?;
-    let library = unpacked.join("usr/src").join(format!("rustc-{release}")).join("library");
+    sh::run_quietly(
+        sh::command("dpkg-deb")
+            .arg("-x")
+            .arg(&package)
+            .arg(&unpacked),
+    )?;
+    let library = unpacked
+        .join("usr/src")
+        .join(format!("rustc-{release}"))
+        .join("library");
     let library = if library.is_dir() {
         library
     } else {
@@ -289,7 +319,10 @@ fn bpf_linker() -> Result<()> {
     sh::run_quietly(
         sh::command(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
             .env("LLVM_PREFIX", &prefix)
-            .env("RUSTFLAGS", format!("-C link-arg=-Wl,-rpath,{}", lib.display()))
+            .env(
+                "RUSTFLAGS",
+                format!("-C link-arg=-Wl,-rpath,{}", lib.display()),
+            )
             .env_remove("CARGO_ENCODED_RUSTFLAGS")
             .args(["install", "bpf-linker", "--locked", "--force"])
             .args(["--version", BPF_LINKER, "--no-default-features"])

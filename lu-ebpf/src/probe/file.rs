@@ -73,7 +73,12 @@ impl Handler for Restore {
             {
                 describe::<X::Orchestrator>(&mut context.call, file);
             }
-            task::send_exit::<X::Orchestrator>(Kind::Restore, &entered, exit.ret(), Some(&context.call));
+            task::send_exit::<X::Orchestrator>(
+                Kind::Restore,
+                &entered,
+                exit.ret(),
+                Some(&context.call),
+            );
         }
     }
 }

@@ -37,32 +37,48 @@ type Try = fn(&mut Ebpf, Option<&Btf>) -> Result<(), ProgramError>;
 
 /// Each type, what it is for, how it is tried.
 const TYPES: [(&str, Option<&str>, Try); 9] = [
-    ("uprobe", Some("watching the emulated orchestrator"), try_uprobe),
-    ("kprobe", Some("watching the kernel's where fentry is refused"), |ebpf, _| {
-        let program: &mut KProbe = program(ebpf, "try_kprobe")?;
-        program.load()?;
-        program.attach(FUNCTION, 0).map(drop)
-    }),
+    (
+        "uprobe",
+        Some("watching the emulated orchestrator"),
+        try_uprobe,
+    ),
+    (
+        "kprobe",
+        Some("watching the kernel's where fentry is refused"),
+        |ebpf, _| {
+            let program: &mut KProbe = program(ebpf, "try_kprobe")?;
+            program.load()?;
+            program.attach(FUNCTION, 0).map(drop)
+        },
+    ),
     ("kretprobe", Some("the same, at the return"), |ebpf, _| {
         let program: &mut KProbe = program(ebpf, "try_kretprobe")?;
         program.load()?;
         program.attach(FUNCTION, 0).map(drop)
     }),
-    ("fentry", Some("watching the kernel's orchestrator"), |ebpf, btf| {
-        let program: &mut FEntry = program(ebpf, "try_fentry")?;
-        program.load(FUNCTION, types(btf)?)?;
-        program.attach().map(drop)
-    }),
+    (
+        "fentry",
+        Some("watching the kernel's orchestrator"),
+        |ebpf, btf| {
+            let program: &mut FEntry = program(ebpf, "try_fentry")?;
+            program.load(FUNCTION, types(btf)?)?;
+            program.attach().map(drop)
+        },
+    ),
     ("fexit", Some("the same, at the return"), |ebpf, btf| {
         let program: &mut FExit = program(ebpf, "try_fexit")?;
         program.load(FUNCTION, types(btf)?)?;
         program.attach().map(drop)
     }),
-    ("lsm", Some("enforcing a policy in the kernel"), |ebpf, btf| {
-        let program: &mut Lsm = program(ebpf, "try_lsm")?;
-        program.load(LSM_HOOK, types(btf)?)?;
-        program.attach().map(drop)
-    }),
+    (
+        "lsm",
+        Some("enforcing a policy in the kernel"),
+        |ebpf, btf| {
+            let program: &mut Lsm = program(ebpf, "try_lsm")?;
+            program.load(LSM_HOOK, types(btf)?)?;
+            program.attach().map(drop)
+        },
+    ),
     ("tracepoint", None, |ebpf, _| {
         let program: &mut TracePoint = program(ebpf, "try_tracepoint")?;
         program.load()?;

@@ -55,7 +55,10 @@ fn chain(error: &dyn std::error::Error) -> String {
         }
         cause = error.source();
     }
-    text.trim_end().trim_end_matches("Verifier output:").trim_end().to_owned()
+    text.trim_end()
+        .trim_end_matches("Verifier output:")
+        .trim_end()
+        .to_owned()
 }
 
 /// What became of one hook.
@@ -170,7 +173,10 @@ fn attach_hook(
             })?;
         program.load().map_err(|error| chain(&error))?;
         for (path, symbols) in programs {
-            let offset = symbols.as_ref().map_err(Clone::clone)?.offset(hook.function)?;
+            let offset = symbols
+                .as_ref()
+                .map_err(Clone::clone)?
+                .offset(hook.function)?;
             program
                 .attach(
                     UProbeAttachLocation::AbsoluteOffset(offset),

@@ -22,14 +22,12 @@ use serde_json::{Value, json};
 /// Closing the device drops what was preserved through it, so --hold goes on with commands from
 /// standard input, a line each, until its end.
 #[derive(clap::Args)]
-#[command(
-    after_help = "Examples:\n  lu ctl state\n  \
+#[command(after_help = "Examples:\n  lu ctl state\n  \
         printf 'prepare\\nstate\\n' | lu ctl --hold preserve 7 --memfd 64MiB\n  \
         exec 9<>/dev/liveupdate; lu ctl --device-fd 9 preserve 7 --fd 3 3</dev/shm/guest\n  \
         lu ctl restore 7 --to /tmp/guest && lu ctl finish\n  \
         lu ctl --hold session create vm-1\n\n\
-        Exit status: 0 all calls succeeded, 1 one was refused (its errno is told), 2 wrong usage."
-)]
+        Exit status: 0 all calls succeeded, 1 one was refused (its errno is told), 2 wrong usage.")]
 pub struct Args {
     /// The device.
     #[arg(long, value_name = "PATH", default_value = DEVICE)]
@@ -163,7 +161,9 @@ pub fn token(text: &str) -> Result<u64, String> {
         Some(hex) => u64::from_str_radix(hex, 16),
         None => text.parse(),
     };
-    parsed.map_err(|_| format!("{text} is no token; tokens are numbers from 0 to 2^64-1, like 7 or 0x2a"))
+    parsed.map_err(|_| {
+        format!("{text} is no token; tokens are numbers from 0 to 2^64-1, like 7 or 0x2a")
+    })
 }
 
 impl Source {
@@ -193,9 +193,9 @@ fn inherited(fd: i32) -> Result<OwnedFd> {
     if fd < 0 {
         bail!("{fd} is no descriptor");
     }
-    let copy = borrowed
-        .try_clone_to_owned()
-        .with_context(|| format!("descriptor {fd} is not open; pass it on as in `lu ... {fd}<FILE`"))?;
+    let copy = borrowed.try_clone_to_owned().with_context(|| {
+        format!("descriptor {fd} is not open; pass it on as in `lu ... {fd}<FILE`")
+    })?;
     Ok(copy)
 }
 
@@ -241,7 +241,11 @@ impl Args {
                 good &= held.run_line(&line.context("cannot read standard input")?)?;
             }
         }
-        Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+        Ok(if good {
+            ExitCode::SUCCESS
+        } else {
+            ExitCode::FAILURE
+        })
     }
 }
 
@@ -271,7 +275,10 @@ impl Held {
             Err(error) => match error.downcast_ref::<client::Error>() {
                 Some(refused) => {
                     let errno = errno_name(refused.errno() as i32);
-                    (json!({ "ok": false, "errno": errno, "error": refused.to_string() }), None)
+                    (
+                        json!({ "ok": false, "errno": errno, "error": refused.to_string() }),
+                        None,
+                    )
                 }
                 None => return Err(answer.err().unwrap_or_else(|| anyhow::anyhow!("no answer"))),
             },
@@ -394,7 +401,9 @@ impl Held {
         match &self.device {
             Device::V3(device) => Ok(device),
             _ => {
-                bail!("the device is in use with the sessions interface; v3 calls need another `lu ctl`")
+                bail!(
+                    "the device is in use with the sessions interface; v3 calls need another `lu ctl`"
+                )
             }
         }
     }

@@ -74,19 +74,26 @@ impl Args {
 }
 
 fn diagnose() -> Diagnosis {
-    let mut checks = vec![path_check("BTF", BTF), lsm_list(), path_check("FUSE", "/dev/fuse")];
+    let mut checks = vec![
+        path_check("BTF", BTF),
+        lsm_list(),
+        path_check("FUSE", "/dev/fuse"),
+    ];
     match try_all() {
-        Ok(tried) => checks.extend(tried.into_iter().map(|tried| Check {
-            name: tried.program_type,
-            ok: tried.refused.is_none(),
-            needed: tried.needed_for.is_some(),
-            errno: tried
-                .refused
-                .as_ref()
-                .and_then(|(errno, _)| errno.map(errno_name)),
-            detail: tried
-                .refused
-                .map_or_else(|| tried.needed_for.unwrap_or("not used by lu").to_owned(), |(_, error)| error),
+        Ok(tried) => checks.extend(tried.into_iter().map(|tried| {
+            Check {
+                name: tried.program_type,
+                ok: tried.refused.is_none(),
+                needed: tried.needed_for.is_some(),
+                errno: tried
+                    .refused
+                    .as_ref()
+                    .and_then(|(errno, _)| errno.map(errno_name)),
+                detail: tried.refused.map_or_else(
+                    || tried.needed_for.unwrap_or("not used by lu").to_owned(),
+                    |(_, error)| error,
+                ),
+            }
         })),
         Err(error) => checks.push(Check {
             name: "BPF",
@@ -235,16 +242,26 @@ fn print(diagnosis: &Diagnosis) {
             "no  orchestrator    neither the kernel's nor an emulated one; `lu emulate` starts one"
         ),
     }
-    let attached = diagnosis.hooks.iter().filter(|hook| hook.attached.is_some());
+    let attached = diagnosis
+        .hooks
+        .iter()
+        .filter(|hook| hook.attached.is_some());
     println!(
         "{}  hooks           {} of {} attach",
-        if attached.clone().count() == diagnosis.hooks.len() { "ok" } else { "no" },
+        if attached.clone().count() == diagnosis.hooks.len() {
+            "ok"
+        } else {
+            "no"
+        },
         attached.count(),
         diagnosis.hooks.len()
     );
     for hook in &diagnosis.hooks {
         if let Some(error) = &hook.error {
-            println!("      {}: {error}; unknown without it: {}", hook.function, hook.tells);
+            println!(
+                "      {}: {error}; unknown without it: {}",
+                hook.function, hook.tells
+            );
         }
     }
     println!("{}", diagnosis.verdict);

@@ -54,7 +54,7 @@ struct Emulation {
     /// Where the device stands when there is no COMMAND.
     #[arg(long, value_name = "PATH", default_value = DEVICE, conflicts_with = "command")]
     at: PathBuf,
-    /// Reproduce two faults of the v3 patches: a failed FD_PRESERVE returns 0, and an FD_RESTORE
+    /// Reproduce two faults of the v3 patches: a failed `FD_PRESERVE` returns 0, and an `FD_RESTORE`
     /// whose copy-out faults leaves a descriptor that the caller does not know.
     #[arg(long)]
     quirks: bool,

@@ -52,7 +52,11 @@ impl Args {
                     bail!(
                         "there is no update {number} in {}; there are: {}",
                         self.journal.display(),
-                        if numbers.is_empty() { "none".to_owned() } else { numbers.join(", ") }
+                        if numbers.is_empty() {
+                            "none".to_owned()
+                        } else {
+                            numbers.join(", ")
+                        }
                     );
                 };
                 update

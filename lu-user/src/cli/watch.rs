@@ -119,7 +119,12 @@ fn say_coverage(attached: &Attached, orchestrators: &[Orchestrator]) {
 
 /// The hooks are attached and the buffer is mapped: nothing that follows needs a privilege.
 fn give_up_privileges() -> Result<()> {
-    for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
+    for set in [
+        CapSet::Ambient,
+        CapSet::Inheritable,
+        CapSet::Effective,
+        CapSet::Permitted,
+    ] {
         caps::clear(None, set).context("cannot give up privileges")?;
     }
     nix::sys::prctl::set_no_new_privs().context("cannot give up privileges")

@@ -89,7 +89,7 @@ fn call<T>(
     let done = unsafe {
         libc::ioctl(
             file.as_fd().as_raw_fd(),
-            cmd as _,
+            cmd.into(),
             std::ptr::from_mut(argument),
         )
     };
@@ -98,7 +98,7 @@ fn call<T>(
         .map_err(|errno| Error::Call { operation, errno })
 }
 
-/// The interface that an open device speaks: v3 answers GET_STATE, sessions has no such command.
+/// The interface that an open device speaks: v3 answers `GET_STATE`, sessions has no such command.
 #[must_use]
 pub fn interface(device: &impl AsFd) -> Option<Interface> {
     let mut state = uapi::v3::GetState {

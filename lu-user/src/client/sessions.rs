@@ -58,12 +58,12 @@ impl Device {
         })
     }
 
-    /// CREATE_SESSION: one for the next kernel. EMFILE, EINVAL, ENOMEM, ENOSPC, EEXIST.
+    /// `CREATE_SESSION`: one for the next kernel. EMFILE, EINVAL, ENOMEM, ENOSPC, EEXIST.
     pub fn create(&self, name: &str) -> Result<Session, Error> {
         self.session("CREATE_SESSION", sessions::CREATE_SESSION, name)
     }
 
-    /// RETRIEVE_SESSION: one of the previous kernel. EMFILE, ENOENT, EINVAL (retrieved before).
+    /// `RETRIEVE_SESSION`: one of the previous kernel. EMFILE, ENOENT, EINVAL (retrieved before).
     pub fn retrieve(&self, name: &str) -> Result<Session, Error> {
         self.session("RETRIEVE_SESSION", sessions::RETRIEVE_SESSION, name)
     }
@@ -82,7 +82,7 @@ impl Device {
 }
 
 impl Session {
-    /// PRESERVE_FD. EEXIST, ENOMEM, ENOSPC, EBADF, ENOENT, EBUSY, or the handler's errno.
+    /// `PRESERVE_FD`. EEXIST, ENOMEM, ENOSPC, EBADF, ENOENT, EBUSY, or the handler's errno.
     pub fn preserve(&self, token: u64, file: &impl AsFd) -> Result<(), Error> {
         let mut argument = sessions::Fd {
             size: size_of::<sessions::Fd>() as u32,
@@ -92,7 +92,7 @@ impl Session {
         call(self, "PRESERVE_FD", sessions::PRESERVE_FD, &mut argument)
     }
 
-    /// RETRIEVE_FD. EMFILE, ENOENT, or the handler's errno, which sticks to the token.
+    /// `RETRIEVE_FD`. EMFILE, ENOENT, or the handler's errno, which sticks to the token.
     pub fn retrieve(&self, token: u64) -> Result<OwnedFd, Error> {
         let mut argument = sessions::Fd {
             size: size_of::<sessions::Fd>() as u32,
@@ -113,7 +113,7 @@ impl Session {
         call(self, "FINISH", sessions::FINISH, &mut argument)
     }
 
-    /// GET_NAME.
+    /// `GET_NAME`.
     pub fn name(&self) -> Result<String, Error> {
         let mut argument = sessions::GetName {
             size: size_of::<sessions::GetName>() as u32,

@@ -40,12 +40,12 @@ impl Device {
         })
     }
 
-    /// FD_PRESERVE. EBADF, EBUSY (state), ENOENT (this kind of file cannot be preserved), EEXIST.
+    /// `FD_PRESERVE`. EBADF, EBUSY (state), ENOENT (this kind of file cannot be preserved), EEXIST.
     pub fn preserve(&self, token: u64, file: &impl AsFd) -> Result<(), Error> {
         self.preserve_raw(token, file.as_fd().as_raw_fd())
     }
 
-    /// FD_PRESERVE of a descriptor by its number, which may be none.
+    /// `FD_PRESERVE` of a descriptor by its number, which may be none.
     pub fn preserve_raw(&self, token: u64, fd: i32) -> Result<(), Error> {
         let mut argument = v3::FdPreserve {
             size: size::<v3::FdPreserve>(),
@@ -55,7 +55,7 @@ impl Device {
         call(self, "FD_PRESERVE", v3::FD_PRESERVE, &mut argument)
     }
 
-    /// FD_UNPRESERVE. EBUSY (state), ENOENT.
+    /// `FD_UNPRESERVE`. EBUSY (state), ENOENT.
     pub fn unpreserve(&self, token: u64) -> Result<(), Error> {
         let mut argument = v3::FdUnpreserve {
             size: size::<v3::FdUnpreserve>(),
@@ -65,7 +65,7 @@ impl Device {
         call(self, "FD_UNPRESERVE", v3::FD_UNPRESERVE, &mut argument)
     }
 
-    /// FD_RESTORE. EMFILE, EBUSY (state), ENOENT, EINVAL (restored before).
+    /// `FD_RESTORE`. EMFILE, EBUSY (state), ENOENT, EINVAL (restored before).
     pub fn restore(&self, token: u64) -> Result<OwnedFd, Error> {
         let mut argument = v3::FdRestore {
             size: size::<v3::FdRestore>(),
@@ -77,7 +77,7 @@ impl Device {
         Ok(unsafe { OwnedFd::from_raw_fd(argument.fd) })
     }
 
-    /// GET_STATE.
+    /// `GET_STATE`.
     pub fn state(&self) -> Result<State, Error> {
         let mut argument = v3::GetState {
             size: size::<v3::GetState>(),
@@ -87,17 +87,17 @@ impl Device {
         Ok(State::from_raw(argument.state).unwrap_or_default())
     }
 
-    /// SET_EVENT PREPARE. EINVAL (state), or the errno of a file's callback.
+    /// `SET_EVENT` PREPARE. EINVAL (state), or the errno of a file's callback.
     pub fn prepare(&self) -> Result<(), Error> {
         self.event(Event::Prepare)
     }
 
-    /// SET_EVENT CANCEL. ENOENT (state).
+    /// `SET_EVENT` CANCEL. ENOENT (state).
     pub fn cancel(&self) -> Result<(), Error> {
         self.event(Event::Cancel)
     }
 
-    /// SET_EVENT FINISH. EINVAL (state).
+    /// `SET_EVENT` FINISH. EINVAL (state).
     pub fn finish(&self) -> Result<(), Error> {
         self.event(Event::Finish)
     }
@@ -110,7 +110,7 @@ impl Device {
         call(self, event.name(), v3::SET_EVENT, &mut argument)
     }
 
-    /// GET_FD_STATE (patch 18). ENOENT.
+    /// `GET_FD_STATE` (patch 18). ENOENT.
     pub fn file_state(&self, token: u64, incoming: bool) -> Result<State, Error> {
         let mut argument = v3::GetFdState {
             size: size::<v3::GetFdState>(),
@@ -127,7 +127,7 @@ impl Device {
         })
     }
 
-    /// SET_FD_EVENT (patch 18). ENOENT, EBUSY (FINISH in a wrong state), or the callback's errno.
+    /// `SET_FD_EVENT` (patch 18). ENOENT, EBUSY (FINISH in a wrong state), or the callback's errno.
     pub fn file_event(&self, token: u64, event: Event) -> Result<(), Error> {
         let mut argument = v3::SetFdEvent {
             size: size::<v3::SetFdEvent>(),

@@ -54,10 +54,7 @@ impl Argument {
             )?;
         }
         let mut bytes = [0; LARGEST];
-        memory.read(
-            address,
-            &mut bytes[..size.min(command.size) as usize],
-        )?;
+        memory.read(address, &mut bytes[..size.min(command.size) as usize])?;
         Ok(Self {
             command,
             address,
@@ -67,6 +64,7 @@ impl Argument {
     }
 
     /// The 32 bits at an offset.
+    #[must_use]
     pub fn word(&self, offset: usize) -> u32 {
         let mut word = [0; 4];
         word.copy_from_slice(&self.bytes[offset..offset + 4]);
@@ -74,6 +72,7 @@ impl Argument {
     }
 
     /// The 64 bits at an offset.
+    #[must_use]
     pub fn long(&self, offset: usize) -> u64 {
         let mut long = [0; 8];
         long.copy_from_slice(&self.bytes[offset..offset + 8]);

@@ -105,7 +105,11 @@ impl Client {
     /// can be preserved no more stands for it.
     pub fn file(&self, fd: i32) -> Result<OwnedFd, Errno> {
         if super::reboot::is_device(self.tid, fd) {
-            return open("/dev/null", OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+            return open(
+                "/dev/null",
+                OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+                Mode::empty(),
+            );
         }
         let pidfd = self.pidfd()?;
         // SAFETY: the call takes three integers and gives a new descriptor or an error.

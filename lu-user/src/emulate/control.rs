@@ -55,6 +55,7 @@ impl Control {
     }
 
     /// The socket's path.
+    #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -76,7 +77,9 @@ fn answer(stream: &UnixStream) -> io::Result<()> {
     let mut line = String::new();
     BufReader::new(io::Read::take(stream, LONGEST)).read_line(&mut line)?;
     let done = match line.trim_end() {
-        "kexec" => Client::of(peer.pid() as u32).and_then(|caller| reboot::reboot(&caller.task, None)),
+        "kexec" => {
+            Client::of(peer.pid() as u32).and_then(|caller| reboot::reboot(&caller.task, None))
+        }
         _ => Err(Errno::EINVAL),
     };
     let mut stream = stream;
@@ -87,6 +90,7 @@ fn answer(stream: &UnixStream) -> io::Result<()> {
 }
 
 /// The emulators that run, by process.
+#[must_use]
 pub fn running() -> Vec<u32> {
     let mut pids: Vec<u32> = fs::read_dir(FOLDER)
         .into_iter()

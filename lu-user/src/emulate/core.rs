@@ -58,7 +58,7 @@ impl<H: Handler> Core<H> {
         }
     }
 
-    /// GET_STATE.
+    /// `GET_STATE`.
     pub const fn state(&self) -> State {
         self.state
     }
@@ -92,7 +92,7 @@ impl<H: Handler> Core<H> {
         }
     }
 
-    /// FD_PRESERVE. `file` is what the caller's descriptor stands for, or why it stands for nothing.
+    /// `FD_PRESERVE`. `file` is what the caller's descriptor stands for, or why it stands for nothing.
     pub fn preserve(&mut self, token: u64, file: Result<H::File>) -> Result<()> {
         let file = file?;
         self.outgoing_may_change()?;
@@ -111,7 +111,7 @@ impl<H: Handler> Core<H> {
         Ok(())
     }
 
-    /// FD_UNPRESERVE.
+    /// `FD_UNPRESERVE`.
     pub fn unpreserve(&mut self, token: u64) -> Result<()> {
         self.outgoing_may_change()?;
         let mut entry = self.outgoing.remove(&token).ok_or(Errno::ENOENT)?;
@@ -126,7 +126,7 @@ impl<H: Handler> Core<H> {
         }
     }
 
-    /// FD_RESTORE: the file, once. A failed try counts too.
+    /// `FD_RESTORE`: the file, once. A failed try counts too.
     pub fn restore(&mut self, token: u64) -> Result<&H::File> {
         if self.state != State::Updated {
             return Err(Errno::EBUSY);
@@ -141,7 +141,7 @@ impl<H: Handler> Core<H> {
         Ok(&entry.file)
     }
 
-    /// GET_FD_STATE.
+    /// `GET_FD_STATE`.
     pub fn file_state(&self, token: u64, incoming: bool) -> Result<State> {
         let set = if incoming {
             &self.incoming
@@ -153,7 +153,7 @@ impl<H: Handler> Core<H> {
             .ok_or(Errno::ENOENT)
     }
 
-    /// SET_FD_EVENT.
+    /// `SET_FD_EVENT`.
     pub fn file_event(&mut self, token: u64, event: u32) -> Result<()> {
         let event = Event::from_raw(event).ok_or(Errno::EINVAL)?;
         if event == Event::Finish {
@@ -175,7 +175,7 @@ impl<H: Handler> Core<H> {
         }
     }
 
-    /// SET_EVENT PREPARE.
+    /// `SET_EVENT` PREPARE.
     pub fn prepare(&mut self) -> Result<()> {
         if self.state != State::Normal {
             return Err(Errno::EINVAL);
@@ -198,7 +198,7 @@ impl<H: Handler> Core<H> {
         Ok(())
     }
 
-    /// SET_EVENT CANCEL: files and tokens stay.
+    /// `SET_EVENT` CANCEL: files and tokens stay.
     pub fn cancel(&mut self) -> Result<()> {
         if !matches!(self.state, State::Prepared | State::Frozen) {
             return Err(Errno::ENOENT);
@@ -210,7 +210,7 @@ impl<H: Handler> Core<H> {
         Ok(())
     }
 
-    /// SET_EVENT FINISH: the incoming set goes, restored or not; the outgoing one stays.
+    /// `SET_EVENT` FINISH: the incoming set goes, restored or not; the outgoing one stays.
     pub fn finish(&mut self) -> Result<()> {
         if self.state != State::Updated {
             return Err(Errno::EINVAL);
@@ -246,10 +246,7 @@ impl<H: Handler> Core<H> {
 
     /// Calls `step` on each file in the order of the tokens; when one fails, those before it are
     /// cancelled, and it and those behind it stay as they are.
-    fn walk(
-        &mut self,
-        step: impl Fn(&H, u64, &mut Entry<H::File>) -> Result<()>,
-    ) -> Result<()> {
+    fn walk(&mut self, step: impl Fn(&H, u64, &mut Entry<H::File>) -> Result<()>) -> Result<()> {
         let failed = self
             .outgoing
             .iter_mut()

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     Errno as FuseErrno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, INodeNo,
@@ -22,6 +22,10 @@ use super::luo;
 
 /// How long the kernel may remember the file's attributes.
 const REMEMBER: Duration = Duration::from_secs(1);
+
+/// How long closes may take to arrive. A child of the command that still runs keeps the device open
+/// for longer, and loses it with us.
+const CLOSES_WITHIN: Duration = Duration::from_millis(200);
 
 /// The device, shared by the thread that serves it and the one that plays the reboot.
 #[derive(Default)]
@@ -53,6 +57,15 @@ impl Device {
     /// Whether a file of the epoch that goes down is still open.
     pub fn is_open(&self) -> bool {
         !self.inner().open.is_empty()
+    }
+
+    /// Waits a moment for the closes that the end of the command brought: FUSE tells them late, and
+    /// whoever watches wants to see them.
+    pub fn settle(&self) {
+        let deadline = Instant::now() + CLOSES_WITHIN;
+        while self.is_open() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// A new epoch: whoever waits is served.
@@ -261,7 +274,10 @@ impl Filesystem for Served {
 
 fn serve(client: &Client, cmd: u32, reply: ReplyIoctl) {
     // Seized before the token is spent: a caller that cannot be given the file keeps it.
-    let seized = match (cmd == v3::FD_RESTORE).then(|| Seized::new(client)).transpose() {
+    let seized = match (cmd == v3::FD_RESTORE)
+        .then(|| Seized::new(client))
+        .transpose()
+    {
         Ok(seized) => seized,
         Err(errno) => {
             log::error!(

@@ -238,7 +238,9 @@ pub fn view(file: &Arc<Preserved>) -> *const c_void {
 #[inline(never)]
 extern "C" fn memfd_luo_can_preserve(handler: *const c_void, file: *const c_void) -> bool {
     // SAFETY: the only caller is above and passes references to these types.
-    let (handler, file) = unsafe { (&*handler.cast::<Files>(), &*file.cast::<Preserved>()) };
+    let handler = unsafe { &*handler.cast::<Files>() };
+    // SAFETY: likewise.
+    let file = unsafe { &*file.cast::<Preserved>() };
     let kind = file.kind();
     kind == FileKind::Memfd || handler.also.contains(&kind)
 }
@@ -252,7 +254,9 @@ extern "C" fn memfd_luo_prepare(
     data: *mut u64,
 ) -> c_int {
     // SAFETY: the only caller is above and passes references to these types.
-    let (handler, file) = unsafe { (&*handler.cast::<Files>(), &*file.cast::<Preserved>()) };
+    let handler = unsafe { &*handler.cast::<Files>() };
+    // SAFETY: likewise.
+    let file = unsafe { &*file.cast::<Preserved>() };
     black_box(data);
     to_c(rehearsed(&handler.fail_prepare, file.token).and_then(|()| file.prepare()))
 }
@@ -266,7 +270,9 @@ extern "C" fn memfd_luo_freeze(
     data: *mut u64,
 ) -> c_int {
     // SAFETY: the only caller is above and passes references to these types.
-    let (handler, file) = unsafe { (&*handler.cast::<Files>(), &*file.cast::<Preserved>()) };
+    let handler = unsafe { &*handler.cast::<Files>() };
+    // SAFETY: likewise.
+    let file = unsafe { &*file.cast::<Preserved>() };
     black_box(data);
     to_c(rehearsed(&handler.fail_freeze, file.token).and_then(|()| file.freeze()))
 }

@@ -8,10 +8,12 @@
 use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
+use nix::sys::prctl::set_dumpable;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::Pid;
+use nix::unistd::{ForkResult, Pid, fork, pause, pipe2, read};
 
 use super::argument::UserMemory as _;
 use super::client::Client;
@@ -220,10 +222,7 @@ impl Inside {
     /// Makes the thread fetch our descriptor `file` from the process `holder`.
     fn fetch(&mut self, file: &OwnedFd, holder: u32) -> Result<RawFd, Errno> {
         let pidfd = self.call(libc::SYS_pidfd_open, [u64::from(holder), 0, 0])? as u64;
-        let fd = self.call(
-            libc::SYS_pidfd_getfd,
-            [pidfd, file.as_raw_fd() as u64, 0],
-        );
+        let fd = self.call(libc::SYS_pidfd_getfd, [pidfd, file.as_raw_fd() as u64, 0]);
         self.call(libc::SYS_close, [pidfd, 0, 0])?;
         fd.map(|fd| fd as RawFd)
     }
@@ -253,56 +252,62 @@ impl Donor {
     fn new(client: &Client, file: &OwnedFd) -> Result<Self, Errno> {
         let fd = file.as_raw_fd();
         let (uid, gid) = (client.task.uid, client.gid);
-        let mut ready = [0; 2];
-        // SAFETY: the array has room for the two descriptors.
-        Errno::result(unsafe { libc::pipe2(ready.as_mut_ptr(), libc::O_CLOEXEC) })?;
+        let (ready, ready_write) = pipe2(OFlag::O_CLOEXEC)?;
         // SAFETY: the child makes system calls alone until it ends, so locks held by other threads
         // at the fork do not matter.
-        let pid = unsafe { libc::fork() };
-        if pid == 0 {
-            // SAFETY: as above; the arguments are integers.
-            unsafe { donate(fd, ready[1], uid, gid) };
+        match unsafe { fork() }? {
+            ForkResult::Child => donate(fd, ready_write.as_raw_fd(), uid, gid),
+            ForkResult::Parent { child } => {
+                drop(ready_write);
+                let donor = Self { pid: child };
+                // The end of the pipe instead of a byte means that the child could not do it.
+                if read(&ready, &mut [0]) == Ok(1) {
+                    Ok(donor)
+                } else {
+                    Err(Errno::EPERM)
+                }
+            }
         }
-        // SAFETY: the descriptor is ours, from pipe2, and used no more.
-        unsafe { libc::close(ready[1]) };
-        let mut byte = 0_u8;
-        // The end of the pipe instead of a byte means that the child could not do it.
-        // SAFETY: one byte is read into a variable of that size.
-        let told = unsafe { libc::read(ready[0], (&raw mut byte).cast(), 1) };
-        // SAFETY: the descriptor is ours, from pipe2, and used no more.
-        unsafe { libc::close(ready[0]) };
-        let donor = Self {
-            pid: Pid::from_raw(Errno::result(pid)?),
-        };
-        if told == 1 { Ok(donor) } else { Err(Errno::EPERM) }
     }
 }
 
 /// What the donor does: only system calls, no allocation.
-unsafe fn donate(fd: RawFd, ready: RawFd, uid: u32, gid: u32) -> ! {
+fn donate(fd: RawFd, ready: RawFd, uid: u32, gid: u32) -> ! {
     let (low, high) = (fd.min(ready) as u32, fd.max(ready) as u32);
     let no_capabilities = [0_u32; 6];
     let header = [0x2008_0522_u32, 0];
-    // SAFETY: raw system calls with integers, and two arrays of the sizes that capset reads.
-    unsafe {
-        if low > 0 {
-            let _ = libc::syscall(libc::SYS_close_range, 0, low - 1, 0);
-        }
-        let _ = libc::syscall(libc::SYS_close_range, low + 1, high - 1, 0);
-        let _ = libc::syscall(libc::SYS_close_range, high + 1, u32::MAX, 0);
-        if libc::syscall(libc::SYS_setresgid, gid, gid, gid) != 0
-            || libc::syscall(libc::SYS_setresuid, uid, uid, uid) != 0
-            || libc::syscall(libc::SYS_capset, header.as_ptr(), no_capabilities.as_ptr()) != 0
-        {
-            libc::_exit(1);
-        }
-        libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0);
-        libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY, 0, 0, 0);
-        libc::write(ready, b"!".as_ptr().cast(), 1);
+    let close_range = |first: u32, last: u32| {
+        // SAFETY: the call takes three integers; no descriptor within is used again.
+        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    };
+    if low > 0 {
+        close_range(0, low - 1);
+    }
+    if high > low + 1 {
+        close_range(low + 1, high - 1);
+    }
+    close_range(high + 1, u32::MAX);
+    // The raw calls: the C library's would wake threads that this process does not have.
+    // SAFETY: the calls take integers.
+    let group = unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) };
+    // SAFETY: likewise.
+    let user = unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) };
+    // SAFETY: the kernel reads two arrays of the sizes that these have.
+    let powers =
+        unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), no_capabilities.as_ptr()) };
+    if (group, user, powers) == (0, 0, 0) {
+        let _ = set_dumpable(true);
+        // Where Yama restricts ptrace, this process allows it.
+        // SAFETY: the call takes integers.
+        unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY, 0, 0, 0) };
+        // SAFETY: the descriptor is open, and one byte is read from a constant.
+        unsafe { libc::write(ready, b"!".as_ptr().cast(), 1) };
         loop {
-            libc::pause();
+            pause();
         }
     }
+    // SAFETY: ends this process; nothing of the parent's is flushed or dropped.
+    unsafe { libc::_exit(1) }
 }
 
 impl Drop for Donor {

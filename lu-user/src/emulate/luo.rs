@@ -90,9 +90,7 @@ pub fn ioctl(client: &Client, cmd: u32, arg: u64) -> (Result<(), Errno>, Option<
 
 /// reboot(KEXEC) up to the point of no return: the freeze.
 pub fn reboot() -> Result<(), Errno> {
-    from_c(black_box(
-        liveupdate_reboot as extern "C" fn() -> c_int,
-    )())
+    from_c(black_box(liveupdate_reboot as extern "C" fn() -> c_int)())
 }
 
 /// The old kernel's last function.
@@ -159,7 +157,9 @@ fn dispatch(cmd: u32, arg: u64) -> Result<(), Errno> {
             from_c(black_box(function)())
         }
         v3::GET_FD_STATE => {
-            let incoming = argument.word(offset_of!(v3::GetFdState, incoming)).to_ne_bytes()[0];
+            let incoming = argument
+                .word(offset_of!(v3::GetFdState, incoming))
+                .to_ne_bytes()[0];
             let token = argument.long(offset_of!(v3::GetFdState, token));
             let state = core().file_state(token, incoming != 0)?;
             argument.set_word(offset_of!(v3::GetFdState, state), state as u32);
@@ -215,9 +215,7 @@ fn fd_restore(client: &Client, argument: Argument) -> Result<(), Errno> {
 #[inline(never)]
 extern "C" fn luo_register_file(token: u64, fd: c_int) -> c_int {
     let client = with_current(|current| current.client);
-    let file = client
-        .file(fd)
-        .and_then(|file| Preserved::new(token, file));
+    let file = client.file(fd).and_then(|file| Preserved::new(token, file));
     to_c(core().preserve(token, file))
 }
 

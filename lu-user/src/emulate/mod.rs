@@ -144,11 +144,15 @@ pub fn run_command(options: &Options, command: &[OsString]) -> Result<i32, Error
     let (ready, child) = spawn_inside(command, control.path())?;
     let device = Arc::new(device::Device::default());
     reboot::init(machine(Arc::clone(&device), ready.device_number, options));
-    let _session = serve(device, ready.fuse)?;
+    let _session = serve(Arc::clone(&device), ready.fuse)?;
     std::thread::spawn(move || notify::serve(&ready.notices));
-    let _ = ready.go.send(());
+    let go = ready.go;
+    let _ = go.send(());
     let child = child.recv().unwrap_or(Err(Error::NoEmulator))?;
-    wait_for_child(child, &signals)
+    let status = wait_for_child(child, &signals)?;
+    device.settle();
+    drop(go);
+    Ok(status)
 }
 
 /// Lets the emulated device stand at `path` until a signal asks for the end.
@@ -229,7 +233,7 @@ struct Ready {
     fuse: OwnedFd,
     device_number: u64,
     notices: OwnedFd,
-    /// Sent to when the command may start.
+    /// Sent to when the command may start, dropped when its namespace may go.
     go: mpsc::Sender<()>,
 }
 
@@ -262,6 +266,8 @@ fn spawn_inside(
             program: name,
             errno: error.into_errno(),
         }));
+        // With its last thread the namespace goes, and with it the mount and what it still has to say.
+        let _ = may_go.recv();
     });
     let (fuse, device_number, notices) = is_mounted.recv().unwrap_or(Err(Error::NoEmulator))?;
     let ready = Ready {
@@ -297,11 +303,10 @@ fn wait_for_child(mut child: Child, signals: &SignalFd) -> Result<i32, Error> {
         }
         if signalled && let Ok(Some(info)) = signals.read_signal() {
             // Ctrl-C and Ctrl-\ reach the command from the terminal itself.
-            match Signal::try_from(info.ssi_signo as i32) {
-                Ok(signal @ (Signal::SIGTERM | Signal::SIGHUP)) => {
-                    let _ = kill(pid, signal);
-                }
-                _ => {}
+            if let Ok(signal @ (Signal::SIGTERM | Signal::SIGHUP)) =
+                Signal::try_from(info.ssi_signo as i32)
+            {
+                let _ = kill(pid, signal);
             }
         }
     }

@@ -3,22 +3,23 @@
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _, symlink};
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, SFlag, mknod};
-use nix::unistd::{Gid, Uid, chown};
+use nix::sys::wait::waitpid;
+use nix::unistd::{ForkResult, Gid, Pid, Uid, chown, fork, pipe2, read, setsid};
 
 use super::stat::Stat;
 use super::{Error, Step as _};
 
 /// Where programs look for the device.
 pub const DEVICE: &str = "/dev/liveupdate";
-
 
 /// Mounts a FUSE file system that consists of one file over the file at `path`, and returns the
 /// descriptor on which its requests come.
@@ -216,43 +217,36 @@ fn is_mounted(path: &Path) -> bool {
 /// A process that waits for the end of this one and then unmounts: a signal that cannot be caught
 /// leaves nothing behind.
 struct Janitor {
-    pid: libc::pid_t,
+    child: Pid,
     /// Closed by the kernel when we end, however we end.
     alive: File,
 }
 
 impl Janitor {
     fn start(path: &Path, created: bool) -> Result<Self, Error> {
-        let mut ends = [0; 2];
-        // SAFETY: the array has room for the two descriptors.
-        Errno::result(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) })
-            .step("make a pipe for", "the janitor")?;
+        let (alive_read, alive) = pipe2(OFlag::O_CLOEXEC).step("make a pipe for", "the janitor")?;
         // SAFETY: there is one thread, so the child may go on as an ordinary program.
-        let pid = Errno::result(unsafe { libc::fork() }).step("fork", "the janitor")?;
-        if pid == 0 {
-            // SAFETY: the calls take integers; the descriptors are ours, from pipe2.
-            unsafe {
-                libc::setsid();
-                libc::close(ends[1]);
-                let mut byte = 0_u8;
-                if libc::read(ends[0], (&raw mut byte).cast(), 1) == 0 {
+        let child = match unsafe { fork() }.step("fork", "the janitor")? {
+            ForkResult::Parent { child } => child,
+            ForkResult::Child => {
+                let _ = setsid();
+                drop(alive);
+                if read(&alive_read, &mut [0]) == Ok(0) {
                     clear(path, created);
                 }
-                libc::_exit(0);
+                // SAFETY: ends this process; nothing of the parent's is flushed or dropped.
+                unsafe { libc::_exit(0) }
             }
-        }
-        // SAFETY: both descriptors are ours, from pipe2; each is used once.
-        let alive = unsafe {
-            libc::close(ends[0]);
-            File::from_raw_fd(ends[1])
         };
-        Ok(Self { pid, alive })
+        Ok(Self {
+            child,
+            alive: alive.into(),
+        })
     }
 
     /// Sends it home without work.
     fn dismiss(mut self) {
         let _ = io::Write::write_all(&mut self.alive, b"!");
-        // SAFETY: our own child; a null status is allowed.
-        unsafe { libc::waitpid(self.pid, std::ptr::null_mut(), 0) };
+        let _ = waitpid(self.child, None);
     }
 }

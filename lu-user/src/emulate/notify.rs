@@ -77,8 +77,7 @@ pub fn serve(listener: &OwnedFd) {
         // SAFETY: all-zero bytes are a notification, and the kernel wants them.
         let mut notice: libc::seccomp_notif = unsafe { std::mem::zeroed() };
         // SAFETY: the kernel writes one structure of this type.
-        let received =
-            unsafe { libc::ioctl(listener.as_raw_fd(), RECEIVE as _, &raw mut notice) };
+        let received = unsafe { libc::ioctl(listener.as_raw_fd(), RECEIVE as _, &raw mut notice) };
         match Errno::result(received) {
             Ok(_) => {}
             // The caller was killed before we read.
@@ -116,6 +115,7 @@ fn nobody_left(listener: &OwnedFd) -> bool {
     poll.revents & libc::POLLHUP != 0
 }
 
+#[derive(Clone, Copy)]
 enum Answer {
     /// The system call goes on as if nothing had been.
     Continue,

@@ -125,7 +125,11 @@ impl From<&Update> for Report {
             schema: SCHEMA,
             update: update.number,
             interface: update.interface.name(),
-            orchestrator: if update.emulated { "emulated" } else { "kernel" },
+            orchestrator: if update.emulated {
+                "emulated"
+            } else {
+                "kernel"
+            },
             outcome: update.outcome.name(),
             blackout: update.blackout().map(|blackout| BlackoutJson {
                 ns: blackout.ns,

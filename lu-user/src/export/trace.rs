@@ -143,9 +143,10 @@ pub fn line(record: &Record, origin_ns: u64) -> String {
     line.push(')');
     match (record.ret(), record.dur_ns()) {
         (Some(ret), Some(dur)) => {
-            let result = record
-                .errno()
-                .map_or_else(|| ret.to_string(), |errno| format!("-1 {}", errno_name(errno)));
+            let result = record.errno().map_or_else(
+                || ret.to_string(),
+                |errno| format!("-1 {}", errno_name(errno)),
+            );
             let _ = write!(line, " = {result} <{}>", duration(dur));
         }
         _ => line.push_str(" ..."),

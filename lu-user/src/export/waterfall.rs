@@ -23,7 +23,11 @@ pub fn waterfall(update: &Update, columns: usize) -> String {
         "update {} · {} · {} · {}",
         update.number,
         update.interface.name(),
-        if update.emulated { "emulated" } else { "kernel" },
+        if update.emulated {
+            "emulated"
+        } else {
+            "kernel"
+        },
         update.outcome.name(),
     );
     let lossy = update.events.lost > 0;
@@ -52,7 +56,11 @@ pub fn waterfall(update: &Update, columns: usize) -> String {
         "\n{} events seen, {} lost{}",
         update.events.seen,
         update.events.lost,
-        if lossy { ": what is above may be incomplete" } else { "" },
+        if lossy {
+            ": what is above may be incomplete"
+        } else {
+            ""
+        },
     );
     text
 }
@@ -79,19 +87,17 @@ fn phases(text: &mut String, update: &Update, width: usize) {
         duration(whole),
         w = width.saturating_sub(8),
     );
-    for Phase {
-        name,
-        start_ns,
-        ns,
-    } in phases
-    {
+    for Phase { name, start_ns, ns } in phases {
         let start = start_ns.map(|start| start - begin);
         let shown = |ns: Option<u64>| ns.map_or_else(|| "unknown".to_owned(), duration);
         let _ = write!(
             text,
             "{:<10}{:>13}{:>13}  ",
             name.name(),
-            start.map_or_else(|| "unknown".to_owned(), |start| format!("+{}", duration(start))),
+            start.map_or_else(
+                || "unknown".to_owned(),
+                |start| format!("+{}", duration(start))
+            ),
             shown(ns),
         );
         if let (Some(start), Some(ns)) = (start, ns) {
@@ -135,7 +141,8 @@ fn files(text: &mut String, update: &Update) {
             text,
             "{:<20}{:<9}{:>10}{:>11}{:>11}{:>11}  {}",
             format!("{token:#x}"),
-            file.kind.map_or("unknown", lu_common::event::FileKind::name),
+            file.kind
+                .map_or("unknown", lu_common::event::FileKind::name),
             file.bytes.map_or_else(|| "unknown".to_owned(), size),
             shown(file.preserve_ns),
             span(file.freeze_ns, beyond),

@@ -146,7 +146,9 @@ impl Writer {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        self.file.write_all(bytes).map_err(at("write", &self.path))?;
+        self.file
+            .write_all(bytes)
+            .map_err(at("write", &self.path))?;
         self.written += bytes.len() as u64;
         Ok(())
     }
@@ -181,7 +183,12 @@ fn begin(folder: &Path) -> Result<(PathBuf, BufWriter<File>), Error> {
             .open(&path);
         match file {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            file => return Ok((path.clone(), BufWriter::new(file.map_err(at("create", &path))?))),
+            file => {
+                return Ok((
+                    path.clone(),
+                    BufWriter::new(file.map_err(at("create", &path))?),
+                ));
+            }
         }
     }
 }
@@ -327,7 +334,11 @@ mod tests {
             let records = length.saturating_sub(header) / size_of::<Record>();
             let torn = length < header || !(length - header).is_multiple_of(size_of::<Record>());
             let (times, torn_files) = times(folder.path());
-            assert_eq!((times.len(), torn_files), (records, usize::from(torn)), "at {length}");
+            assert_eq!(
+                (times.len(), torn_files),
+                (records, usize::from(torn)),
+                "at {length}"
+            );
         }
     }
 
@@ -337,7 +348,10 @@ mod tests {
         let path = folder.path().join("1.events");
         fs::write(&path, [7; 200]).expect("written");
         let error = replay(folder.path(), |_| {}).expect_err("not a journal");
-        assert!(error.to_string().contains("1.events is not a journal"), "{error}");
+        assert!(
+            error.to_string().contains("1.events is not a journal"),
+            "{error}"
+        );
         let header = Header {
             magic: MAGIC,
             version: 99,

@@ -37,6 +37,7 @@ impl Timeline {
     }
 
     /// All updates, oldest first, the one under way last.
+    #[must_use]
     pub fn updates(&self) -> impl DoubleEndedIterator<Item = &Update> {
         self.past.iter().chain(&self.current)
     }
@@ -85,12 +86,8 @@ impl Timeline {
             Kind::Restore => self.restore(record),
             Kind::Cancel if record.ret() == Some(0) => self.end(Outcome::Cancelled, record),
             Kind::Finish if record.ret() == Some(0) => self.finish(record),
-            Kind::Open
-            | Kind::Ioctl
-            | Kind::Prepare
-            | Kind::Cancel
-            | Kind::Finish
-            | Kind::Lost => {}
+            Kind::Open | Kind::Ioctl | Kind::Prepare | Kind::Cancel | Kind::Finish | Kind::Lost => {
+            }
         }
         // An update that this very event ended has it too.
         if let Some(update) = self.current.as_mut().or_else(|| {
@@ -106,8 +103,12 @@ impl Timeline {
     fn begins(&self, kind: Kind, record: &Record) -> bool {
         self.current.is_none()
             && match kind {
-                Kind::Preserve | Kind::Prepare | Kind::FilePrepare | Kind::FileFreeze => true,
-                Kind::Freeze | Kind::Jump => true,
+                Kind::Preserve
+                | Kind::Prepare
+                | Kind::FilePrepare
+                | Kind::FileFreeze
+                | Kind::Freeze
+                | Kind::Jump => true,
                 // A restore or a finish that was refused is no sign of an update before it.
                 Kind::Restore | Kind::Finish | Kind::Cancel => record.ret() == Some(0),
                 // A plain kexec preserves nothing: no update.

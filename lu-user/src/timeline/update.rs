@@ -268,7 +268,9 @@ impl Update {
             .filter_map(|name| {
                 let took_place = match name {
                     PhaseName::Preserve | PhaseName::Restore | PhaseName::Finish => false,
-                    PhaseName::Prepare | PhaseName::Freeze => frozen && self.outcome != Outcome::Aborted,
+                    PhaseName::Prepare | PhaseName::Freeze => {
+                        frozen && self.outcome != Outcome::Aborted
+                    }
                     PhaseName::Shutdown => frozen && beyond_kexec,
                     PhaseName::Boot => beyond_kexec && self.outcome != Outcome::Aborted,
                 };

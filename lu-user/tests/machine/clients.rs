@@ -6,10 +6,15 @@ use crate::support::{Outcome, client, expect_status, run, trial};
 
 pub fn trials() -> Vec<Trial> {
     vec![
-        trial("every_cell_of_the_v3_tables_static", || v3_tables(&["-static"])),
+        trial("every_cell_of_the_v3_tables_static", || {
+            v3_tables(&["-static"])
+        }),
         trial("every_cell_of_the_v3_tables_dynamic", || v3_tables(&[])),
         trial("the_two_faults_of_patch_16_behind_a_flag", quirks),
-        trial("other_kinds_of_files_are_accepted_when_asked_for", other_kinds),
+        trial(
+            "other_kinds_of_files_are_accepted_when_asked_for",
+            other_kinds,
+        ),
         trial("the_exit_status_is_the_commands", exit_status),
     ]
 }
@@ -33,7 +38,12 @@ fn v3_tables(flags: &[&str]) -> Outcome {
     let said = String::from_utf8_lossy(&output.stdout);
     let most = said
         .lines()
-        .filter_map(|line| line.split_once(" cells, 0 failures")?.0.parse::<usize>().ok())
+        .filter_map(|line| {
+            line.split_once(" cells, 0 failures")?
+                .0
+                .parse::<usize>()
+                .ok()
+        })
         .max();
     if most < Some(CELLS_OF_THE_OLD_KERNEL) || said.lines().count() != 7 {
         return Err(format!("too few cells were checked:\n{said}").into());
@@ -44,7 +54,10 @@ fn v3_tables(flags: &[&str]) -> Outcome {
 fn quirks() -> Outcome {
     let program = client("quirks", &["-static"])?;
     let program = path(&program)?;
-    expect_status(&run(&["emulate", "--boot-delay=10ms", "--quirks", "--", program])?, 0)?;
+    expect_status(
+        &run(&["emulate", "--boot-delay=10ms", "--quirks", "--", program])?,
+        0,
+    )?;
     // Without the flag the same client must find that the faults are not there.
     expect_status(&run(&["emulate", "--boot-delay=10ms", "--", program])?, 1)
 }
@@ -60,7 +73,10 @@ fn other_kinds() -> Outcome {
     let pipe = format!("true | (sleep 0; {})", script(""));
     for (command, also) in [(&regular, "regular"), (&pipe, "pipe")] {
         expect_status(&run(&["emulate", "--", "sh", "-c", command])?, 1)?;
-        expect_status(&run(&["emulate", "--also", also, "--", "sh", "-c", command])?, 0)?;
+        expect_status(
+            &run(&["emulate", "--also", also, "--", "sh", "-c", command])?,
+            0,
+        )?;
     }
     Ok(())
 }
@@ -72,7 +88,10 @@ fn exit_status() -> Outcome {
     // The device is the command's alone.
     let device = std::path::Path::new("/dev/liveupdate");
     let before = device.exists();
-    expect_status(&run(&["emulate", "--", "test", "-f", "/dev/liveupdate"])?, 0)?;
+    expect_status(
+        &run(&["emulate", "--", "test", "-f", "/dev/liveupdate"])?,
+        0,
+    )?;
     if device.exists() != before {
         return Err("the command's device is to be seen outside".into());
     }
@@ -80,5 +99,6 @@ fn exit_status() -> Outcome {
 }
 
 pub fn path(path: &std::path::Path) -> Result<&str, Failed> {
-    path.to_str().ok_or_else(|| "a path that is not UTF-8".into())
+    path.to_str()
+        .ok_or_else(|| "a path that is not UTF-8".into())
 }

@@ -45,10 +45,11 @@ fn watched(options: &[&str], script: &str) -> Result<Value, Failed> {
     Ok(serde_json::from_slice(&report.stdout)?)
 }
 
-/// A client that preserves, prepares and holds on until the kexec ends it.
-const PREPARED: &str = "(printf 'preserve 2 --memfd 64KiB\npreserve 2 --memfd 4KiB\nprepare\n'; sleep 9) \
-     | lu ctl --hold preserve 1 --memfd 1MiB 2>/dev/null & \
-     until lu ctl state 2>&1 | grep -q EBUSY; do sleep 0.01; done; sleep 0.3; ";
+/// A client that preserves, prepares and holds on until the kexec ends it, or `kill $HOLDER`.
+const PREPARED: &str = "SAID=$(mktemp); \
+     (printf 'preserve 2 --memfd 64KiB\npreserve 2 --memfd 4KiB\nprepare\n'; exec sleep 30) 2>/dev/null \
+     | lu ctl --hold --json preserve 1 --memfd 1MiB >$SAID 2>/dev/null & HOLDER=$!; \
+     until [ $(wc -l <$SAID) -ge 4 ]; do sleep 0.01; done; rm $SAID; ";
 
 fn finished() -> Outcome {
     let script = format!(
@@ -59,13 +60,25 @@ fn finished() -> Outcome {
     let blackout = report["blackout"]["ns"].as_u64().unwrap_or(0);
     let phases = report["phases"].as_array().ok_or("no phases")?;
     check(&report, report["schema"] == "lu.report/1")?;
-    check(&report, report["interface"] == "v3" && report["orchestrator"] == "emulated")?;
+    check(
+        &report,
+        report["interface"] == "v3" && report["orchestrator"] == "emulated",
+    )?;
     check(&report, report["outcome"] == "finished")?;
-    check(&report, phases.len() == 7 && phases.iter().all(|phase| phase["known"] == true))?;
+    check(
+        &report,
+        phases.len() == 7 && phases.iter().all(|phase| phase["known"] == true),
+    )?;
     check(&report, files.as_array().map(Vec::len) == Some(2))?;
-    check(&report, files[0]["bytes"] == 1 << 20 && files[1]["bytes"] == 1 << 16)?;
+    check(
+        &report,
+        files[0]["bytes"] == 1 << 20 && files[1]["bytes"] == 1 << 16,
+    )?;
     for file in [&files[0], &files[1]] {
-        check(&report, file["outcome"] == "restored" && file["kind"] == "memfd")?;
+        check(
+            &report,
+            file["outcome"] == "restored" && file["kind"] == "memfd",
+        )?;
         for span in ["preserve_ns", "prepare_ns", "freeze_ns", "restore_ns"] {
             check(&report, file[span].as_u64() > Some(0))?;
         }
@@ -82,36 +95,48 @@ fn cancelled() -> Outcome {
     )?;
     check(&report, report["outcome"] == "cancelled")?;
     check(&report, report["blackout"].is_null())?;
-    check(&report, report["sessions"][0]["files"][0]["outcome"] == "preserved")
+    check(
+        &report,
+        report["sessions"][0]["files"][0]["outcome"] == "preserved",
+    )
 }
 
 fn failed_freeze() -> Outcome {
-    let script = format!("{PREPARED} lu emulate kexec && exit 1; pkill -P $$ sleep; true");
+    let script = format!("{PREPARED} lu emulate kexec && exit 1; kill $HOLDER");
     let report = watched(&["--fail-freeze", "2=ENOMEM"], &script)?;
     check(&report, report["outcome"] == "aborted")?;
     check(&report, report["blackout"].is_null())?;
-    check(&report, report["sessions"][0]["files"][1]["outcome"] == "failed")?;
+    check(
+        &report,
+        report["sessions"][0]["files"][1]["outcome"] == "failed",
+    )?;
     check(&report, has_error(&report, "reboot", "ENOMEM"))
 }
 
 fn unclaimed() -> Outcome {
-    let script = format!(
-        "{PREPARED} lu emulate kexec && printf 'finish\n' | lu ctl --hold restore 1"
-    );
+    let script =
+        format!("{PREPARED} lu emulate kexec && printf 'finish\n' | lu ctl --hold restore 1");
     let report = watched(&[], &script)?;
     let files = &report["sessions"][0]["files"];
     check(&report, report["outcome"] == "finished")?;
-    check(&report, files[0]["outcome"] == "restored" && files[1]["outcome"] == "unclaimed")?;
+    check(
+        &report,
+        files[0]["outcome"] == "restored" && files[1]["outcome"] == "unclaimed",
+    )?;
     check(&report, files[1]["restore_ns"].is_null())
 }
 
 fn plain_kexec() -> Outcome {
-    let script = "sleep 9 | lu ctl --hold preserve 1 --memfd 1MiB & \
-         until lu ctl state 2>&1 | grep -q EBUSY; do sleep 0.01; done; sleep 0.2; lu emulate kexec";
+    let script = "SAID=$(mktemp); sleep 30 2>/dev/null \
+         | lu ctl --hold --json preserve 1 --memfd 1MiB >$SAID 2>/dev/null & \
+         until [ $(wc -l <$SAID) -ge 1 ]; do sleep 0.01; done; rm $SAID; lu emulate kexec";
     let report = watched(&[], script)?;
     check(&report, report["outcome"] == "aborted")?;
     check(&report, report["blackout"].is_null())?;
-    check(&report, report["sessions"][0]["files"][0]["outcome"] == "lost")
+    check(
+        &report,
+        report["sessions"][0]["files"][0]["outcome"] == "lost",
+    )
 }
 
 fn has_error(report: &Value, operation: &str, errno: &str) -> bool {
@@ -144,11 +169,17 @@ fn doctor() -> Outcome {
         let found = checks.iter().find(|check| check["name"] == name);
         let found = found.ok_or_else(|| format!("{name} was not tried"))?;
         // What is refused says with which errno: nothing is guessed.
-        check(&diagnosis, found["ok"] == true || found["errno"].is_string())?;
+        check(
+            &diagnosis,
+            found["ok"] == true || found["errno"].is_string(),
+        )?;
     }
     let hooks = diagnosis["hooks"].as_array().ok_or("no hooks")?;
     check(&diagnosis, hooks.len() >= 11)?;
-    check(&diagnosis, hooks.iter().all(|hook| hook["attached"] == "uprobe"))
+    check(
+        &diagnosis,
+        hooks.iter().all(|hook| hook["attached"] == "uprobe"),
+    )
 }
 
 fn errors() -> Outcome {
@@ -156,15 +187,31 @@ fn errors() -> Outcome {
     let nowhere = path(empty.path())?;
     for (args, status, says) in [
         (&["report", "--journal", nowhere][..], 1, "lu run --journal"),
-        (&["report", "--journal", "/no/such/folder"], 1, "lu run --journal"),
-        (&["ctl", "--device", "/no/such/device", "state"], 1, "lu emulate"),
+        (
+            &["report", "--journal", "/no/such/folder"],
+            1,
+            "lu run --journal",
+        ),
+        (
+            &["ctl", "--device", "/no/such/device", "state"],
+            1,
+            "lu emulate",
+        ),
         (&["ctl", "--device-fd", "77", "state"], 1, "not open"),
-        (&["ctl", "preserve", "x", "--memfd", "1MiB"], 2, "tokens are numbers"),
+        (
+            &["ctl", "preserve", "x", "--memfd", "1MiB"],
+            2,
+            "tokens are numbers",
+        ),
         (&["ctl", "preserve", "1"], 2, "--memfd"),
         (&["trace", "--ring-buffer", "5000B"], 1, "power of two"),
         (&["trace", "--for", "soon"], 2, "soon"),
         (&["emulate", "kexec"], 1, "no `lu emulate` is running"),
-        (&["emulate", "--fail-freeze", "1=EWHAT", "--", "true"], 2, "EWHAT is no errno"),
+        (
+            &["emulate", "--fail-freeze", "1=EWHAT", "--", "true"],
+            2,
+            "EWHAT is no errno",
+        ),
         (&["emulate", "--interface", "v4", "--", "true"], 2, "v3"),
     ] {
         let output = run(args)?;

@@ -8,14 +8,15 @@ use libtest_mimic::{Failed, Trial};
 use nix::sys::signal::Signal;
 
 use crate::clients::path;
-use crate::support::{
-    Background, Outcome, client, expect_status, finish, lu, run, scratch, trial,
-};
+use crate::support::{Background, Outcome, client, expect_status, finish, lu, run, scratch, trial};
 
 pub fn trials() -> Vec<Trial> {
     vec![
         trial("no_bytes_as_an_argument_confuse_the_emulator", random_bytes),
-        trial("clients_killed_at_random_moments_leak_nothing", killed_clients),
+        trial(
+            "clients_killed_at_random_moments_leak_nothing",
+            killed_clients,
+        ),
         trial("a_killed_emulator_leaves_no_mount", no_mount_is_left),
         trial("a_real_file_is_not_covered_twice", not_covered_twice),
     ]
@@ -28,7 +29,10 @@ fn random_bytes() -> Outcome {
         let seed = seed.to_string();
         let output = run(&["emulate", "--", program, &seed, "5000"])?;
         expect_status(&output, 0).map_err(|failed| {
-            Failed::from(format!("seed {seed}: {}", failed.message().unwrap_or_default()))
+            Failed::from(format!(
+                "seed {seed}: {}",
+                failed.message().unwrap_or_default()
+            ))
         })?;
     }
     Ok(())
@@ -55,8 +59,7 @@ impl Emulator {
     }
 
     fn open_files(&self) -> usize {
-        std::fs::read_dir(format!("/proc/{}/fd", self.background.pid()))
-            .map_or(0, Iterator::count)
+        std::fs::read_dir(format!("/proc/{}/fd", self.background.pid())).map_or(0, Iterator::count)
     }
 
     fn threads_and_children(&self) -> usize {
@@ -79,7 +82,11 @@ impl Emulator {
 
     fn ctl(&self, args: &[&str]) -> Result<std::process::Output, Failed> {
         let mut command = Command::new(lu());
-        command.arg("ctl").arg("--device").arg(&self.device).args(args);
+        command
+            .arg("ctl")
+            .arg("--device")
+            .arg(&self.device)
+            .args(args);
         finish(command)
     }
 
@@ -140,7 +147,12 @@ fn is_mount(place: &Path) -> bool {
 }
 
 fn no_mount_is_left() -> Outcome {
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGKILL] {
+    for signal in [
+        Signal::SIGINT,
+        Signal::SIGTERM,
+        Signal::SIGHUP,
+        Signal::SIGKILL,
+    ] {
         let emulator = Emulator::start()?;
         if !is_mount(&emulator.device) {
             return Err("nothing is mounted while it runs".into());

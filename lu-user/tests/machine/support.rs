@@ -14,7 +14,7 @@ use serde_json::Value;
 pub type Outcome = Result<(), Failed>;
 
 /// How long anything that a test starts may take.
-const LIMIT: Duration = Duration::from_secs(180);
+const LIMIT: Duration = Duration::from_mins(3);
 
 /// A test, ignored with a reason where the machine cannot run it.
 pub fn trial(name: &'static str, run: fn() -> Outcome) -> Trial {
@@ -161,10 +161,7 @@ impl Background {
             }
             said.push_str(&line);
             if line.contains(ready) {
-                return Ok(Self {
-                    child,
-                    stderr,
-                });
+                return Ok(Self { child, stderr });
             }
         }
     }
@@ -227,7 +224,9 @@ impl Trace {
         self.background.stop()?;
         let text = std::fs::read_to_string(&self.path)?;
         text.lines()
-            .map(|line| serde_json::from_str(line).map_err(|error| format!("{error}: {line}").into()))
+            .map(|line| {
+                serde_json::from_str(line).map_err(|error| format!("{error}: {line}").into())
+            })
             .collect()
     }
 }

@@ -11,8 +11,14 @@ use crate::support::{Outcome, Trace, client, expect_status, run, trial};
 
 pub fn trials() -> Vec<Trial> {
     vec![
-        trial("a_hundred_thousand_ioctls_are_all_seen_in_order", every_ioctl),
-        trial("a_shrunk_ring_buffers_losses_are_counted_exactly", exact_losses),
+        trial(
+            "a_hundred_thousand_ioctls_are_all_seen_in_order",
+            every_ioctl,
+        ),
+        trial(
+            "a_shrunk_ring_buffers_losses_are_counted_exactly",
+            exact_losses,
+        ),
         trial("events_tell_the_client_not_the_emulator", identity),
     ]
 }
@@ -25,11 +31,16 @@ fn every_ioctl() -> Outcome {
     let count = IOCTLS.to_string();
     expect_status(&run(&["emulate", "--", path(&program)?, &count])?, 0)?;
     let events = trace.events()?;
-    let lost: u64 = events.iter().filter_map(|event| event["lost"].as_u64()).sum();
+    let lost: u64 = events
+        .iter()
+        .filter_map(|event| event["lost"].as_u64())
+        .sum();
     if lost != 0 {
         return Err(format!("{lost} events lost").into());
     }
-    let tokens: Vec<u64> = of_kind(&events, "ioctl").filter_map(|e| e["token"].as_u64()).collect();
+    let tokens: Vec<u64> = of_kind(&events, "ioctl")
+        .filter_map(|e| e["token"].as_u64())
+        .collect();
     if tokens.len() as u64 != IOCTLS || !tokens.iter().copied().eq(0..IOCTLS) {
         return Err(format!("{} ioctls seen, or not in order", tokens.len()).into());
     }
@@ -63,8 +74,14 @@ fn exact_losses() -> Outcome {
     expect_status(&run(&["emulate", "--", path(&program)?, &count])?, 0)?;
     kill(trace.pid(), Signal::SIGCONT)?;
     let events = trace.events()?;
-    let lost: u64 = events.iter().filter_map(|event| event["lost"].as_u64()).sum();
-    let seen = events.iter().filter(|event| event["lost"].is_null()).count() as u64;
+    let lost: u64 = events
+        .iter()
+        .filter_map(|event| event["lost"].as_u64())
+        .sum();
+    let seen = events
+        .iter()
+        .filter(|event| event["lost"].is_null())
+        .count() as u64;
     if seen == 0 || lost == 0 || seen + lost != RECORDS {
         return Err(format!("{seen} seen and {lost} lost are not {RECORDS}").into());
     }
@@ -88,11 +105,19 @@ fn identity() -> Outcome {
             expect(event, event["pid"].is_null() && event["comm"].is_null())?;
             continue;
         }
-        let pid = event["pid"].as_u64().ok_or("an event without its process")?;
+        let pid = event["pid"]
+            .as_u64()
+            .ok_or("an event without its process")?;
         if ordinary.contains(&pid) {
             seen.insert(pid);
-            expect(event, event["uid"] == 65534 && event["comm"] == "lu client\n\"x")?;
-            expect(event, event["tid"] == pid && event["cgroup_id"].as_u64() > Some(0))?;
+            expect(
+                event,
+                event["uid"] == 65534 && event["comm"] == "lu client\n\"x",
+            )?;
+            expect(
+                event,
+                event["tid"] == pid && event["cgroup_id"].as_u64() > Some(0),
+            )?;
         } else {
             expect(event, event["uid"] == 0 && event["comm"] != "lu")?;
         }

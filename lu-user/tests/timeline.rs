@@ -1,0 +1,338 @@
+//! The timeline fed with events: what it makes of updates that end well, badly, or unseen.
+
+use lu_common::event::{FileKind, Kind, Record, flags, known};
+use lu_common::uapi::v3;
+use lu_user::export::{Report, waterfall};
+use lu_user::timeline::{FileOutcome, Outcome, PhaseName, Timeline, Update};
+use proptest::prelude::*;
+
+/// Builds streams of events, a microsecond for each call.
+struct Story {
+    now: u64,
+    timeline: Timeline,
+}
+
+impl Story {
+    fn new() -> Self {
+        Self {
+            now: 1_000_000,
+            timeline: Timeline::new(),
+        }
+    }
+
+    fn push(&mut self, kind: Kind, ret: i32, fill: impl FnOnce(&mut Record)) -> &mut Self {
+        let mut record = Record::default();
+        record.header.t_ns = self.now;
+        record.header.dur_ns = 1_000;
+        record.header.kind = kind as u8;
+        record.header.flags = flags::EXIT | flags::EMULATED | flags::TASK;
+        record.header.ret = ret;
+        fill(&mut record);
+        self.now += 2_000;
+        self.timeline.push(&record);
+        self
+    }
+
+    fn event(&mut self, kind: Kind, ret: i32) -> &mut Self {
+        self.push(kind, ret, |_| {})
+    }
+
+    fn file(&mut self, kind: Kind, token: u64, ret: i32) -> &mut Self {
+        self.push(kind, ret, |record| {
+            record.call.token = token;
+            record.call.bytes = 4096;
+            record.call.file_kind = FileKind::Memfd as u16;
+            record.call.known = known::TOKEN | known::FILE;
+        })
+    }
+
+    fn ioctl(&mut self, cmd: u32, ret: i32) -> &mut Self {
+        self.push(Kind::Ioctl, ret, |record| {
+            record.call.cmd = cmd;
+            record.call.known = known::CMD;
+        })
+    }
+
+    fn enter(&mut self, kind: Kind) -> &mut Self {
+        self.push(kind, 0, |record| record.header.flags &= !flags::EXIT)
+    }
+
+    fn lose(&mut self, count: u64) -> &mut Self {
+        self.push(Kind::Lost, 0, |record| record.call.bytes = count)
+    }
+
+    fn prepared(&mut self, tokens: &[u64]) -> &mut Self {
+        for token in tokens {
+            self.file(Kind::Preserve, *token, 0);
+        }
+        self.event(Kind::Prepare, 0)
+    }
+
+    fn rebooted(&mut self, tokens: &[u64]) -> &mut Self {
+        self.enter(Kind::Reboot);
+        for token in tokens {
+            self.file(Kind::FileFreeze, *token, 0);
+        }
+        self.event(Kind::Freeze, 0)
+            .event(Kind::Reboot, 0)
+            .enter(Kind::Jump);
+        self.now += 500_000_000;
+        self.event(Kind::Boot, 0)
+    }
+
+    fn update(&self) -> &Update {
+        self.timeline.latest().expect("an update")
+    }
+}
+
+fn outcomes(update: &Update) -> Vec<(u64, FileOutcome)> {
+    update
+        .files
+        .iter()
+        .map(|(token, file)| (*token, file.outcome))
+        .collect()
+}
+
+#[test]
+fn a_finished_update_has_every_phase_and_the_blackout_from_freeze_to_last_restore() {
+    let mut story = Story::new();
+    story.prepared(&[1, 2]).rebooted(&[1, 2]);
+    story
+        .file(Kind::Restore, 2, 0)
+        .file(Kind::Restore, 1, 0)
+        .event(Kind::Finish, 0);
+    let update = story.update();
+    assert_eq!(update.outcome, Outcome::Finished);
+    assert!(update.emulated);
+    let phases = update.phases();
+    assert_eq!(
+        phases.iter().map(|phase| phase.name).collect::<Vec<_>>(),
+        PhaseName::ALL
+    );
+    assert!(phases.iter().all(lu_user::timeline::Phase::known));
+    let start = |name: PhaseName| {
+        let phase = phases.iter().find(|phase| phase.name == name);
+        phase
+            .and_then(|phase| Some((phase.start_ns?, phase.ns?)))
+            .expect("known")
+    };
+    let (freeze, _) = start(PhaseName::Freeze);
+    let (restore, took) = start(PhaseName::Restore);
+    assert_eq!(
+        update.blackout().expect("known").ns,
+        restore + took - freeze
+    );
+    assert_eq!(
+        outcomes(update),
+        [(1, FileOutcome::Restored), (2, FileOutcome::Restored)]
+    );
+}
+
+#[test]
+fn there_is_no_blackout_before_the_last_file_is_back() {
+    let mut story = Story::new();
+    story
+        .prepared(&[1, 2])
+        .rebooted(&[1, 2])
+        .file(Kind::Restore, 2, 0);
+    assert_eq!(story.update().outcome, Outcome::InProgress);
+    assert_eq!(story.update().blackout(), None);
+    story.file(Kind::Restore, 1, 0);
+    assert!(story.update().blackout().is_some());
+}
+
+#[test]
+fn unclaimed_files_are_told_and_the_blackout_ends_with_what_was_restored() {
+    let mut story = Story::new();
+    story.prepared(&[1, 2]).rebooted(&[1, 2]);
+    story.file(Kind::Restore, 2, 0).event(Kind::Finish, 0);
+    assert_eq!(
+        outcomes(story.update()),
+        [(1, FileOutcome::Unclaimed), (2, FileOutcome::Restored)]
+    );
+    assert!(story.update().blackout().is_some());
+}
+
+#[test]
+fn a_finish_without_any_restore_leaves_the_blackout_unknown() {
+    let mut story = Story::new();
+    story.prepared(&[1]).rebooted(&[1]).event(Kind::Finish, 0);
+    assert_eq!(story.update().outcome, Outcome::Finished);
+    assert_eq!(story.update().blackout(), None);
+}
+
+#[test]
+fn a_cancelled_update_keeps_its_files_for_the_next_one() {
+    let mut story = Story::new();
+    story.prepared(&[1, 2]).event(Kind::Cancel, 0);
+    assert_eq!(story.update().outcome, Outcome::Cancelled);
+    story.event(Kind::Prepare, 0);
+    assert_eq!(story.timeline.updates().count(), 2);
+    assert_eq!(story.update().files.len(), 2);
+    assert_eq!(story.update().number, 2);
+}
+
+#[test]
+fn a_failed_freeze_aborts_and_names_the_file() {
+    let mut story = Story::new();
+    story.prepared(&[1, 2]).enter(Kind::Reboot);
+    story
+        .file(Kind::FileFreeze, 1, 0)
+        .file(Kind::FileFreeze, 2, -5);
+    story.event(Kind::Freeze, -5).event(Kind::Reboot, -5);
+    let update = story.update();
+    assert_eq!(
+        (update.outcome, update.failed_freezes),
+        (Outcome::Aborted, 1)
+    );
+    assert_eq!(outcomes(update)[1], (2, FileOutcome::Failed));
+    assert_eq!(update.errors[&("reboot", 5)], 1);
+    assert_eq!(update.blackout(), None);
+}
+
+#[test]
+fn a_kexec_without_prepare_loses_the_files() {
+    let mut story = Story::new();
+    story
+        .file(Kind::Preserve, 1, 0)
+        .enter(Kind::Reboot)
+        .event(Kind::Reboot, 0)
+        .enter(Kind::Jump);
+    assert_eq!(story.update().outcome, Outcome::Aborted);
+    assert_eq!(outcomes(story.update()), [(1, FileOutcome::Lost)]);
+}
+
+#[test]
+fn a_close_before_prepare_aborts_and_drops_the_files() {
+    let mut story = Story::new();
+    story.file(Kind::Preserve, 1, 0).event(Kind::Release, 0);
+    assert_eq!(story.update().outcome, Outcome::Aborted);
+    assert_eq!(outcomes(story.update()), [(1, FileOutcome::Dropped)]);
+}
+
+#[test]
+fn what_happened_before_lu_was_there_is_unknown_and_not_zero() {
+    let mut story = Story::new();
+    story.file(Kind::Restore, 1, 0).event(Kind::Finish, 0);
+    let update = story.update();
+    assert_eq!(update.outcome, Outcome::Finished);
+    assert_eq!(update.blackout(), None);
+    let unknown: Vec<PhaseName> = update
+        .phases()
+        .iter()
+        .filter(|phase| !phase.known())
+        .map(|phase| phase.name)
+        .collect();
+    assert_eq!(
+        unknown,
+        [
+            PhaseName::Prepare,
+            PhaseName::Freeze,
+            PhaseName::Shutdown,
+            PhaseName::Boot
+        ]
+    );
+    assert_eq!(update.files[&1].preserve_ns, None);
+    let text = waterfall(update, 100);
+    assert!(text.contains("blackout unknown"), "{text}");
+}
+
+#[test]
+fn a_failed_call_is_counted_once_by_what_was_asked_for() {
+    let mut story = Story::new();
+    // An open that was refused before the update belongs to it.
+    story.event(Kind::Open, -16).file(Kind::Preserve, 1, 0);
+    story
+        .file(Kind::Preserve, 1, -17)
+        .ioctl(v3::FD_PRESERVE, -17);
+    story.ioctl(v3::FD_PRESERVE, -17).ioctl(0xBA99, -22);
+    let errors: Vec<_> = story.update().errors.clone().into_iter().collect();
+    assert_eq!(
+        errors,
+        [(("ioctl", 22), 1), (("open", 16), 1), (("preserve", 17), 2)]
+    );
+}
+
+#[test]
+fn a_second_restore_that_is_refused_changes_nothing() {
+    let mut story = Story::new();
+    story
+        .prepared(&[1])
+        .rebooted(&[1])
+        .file(Kind::Restore, 1, 0);
+    let before = story.update().files[&1];
+    story.file(Kind::Restore, 1, -22).file(Kind::Restore, 9, -2);
+    assert_eq!(story.update().files[&1], before);
+    assert_eq!(story.update().files.len(), 1);
+}
+
+#[test]
+fn a_loss_marks_the_numbers() {
+    let mut story = Story::new();
+    story.prepared(&[1]).rebooted(&[1]).lose(7);
+    story.file(Kind::Restore, 1, 0).event(Kind::Finish, 0);
+    let report = Report::from(story.update());
+    assert_eq!(report.events.lost, 7);
+    assert!(report.blackout.expect("known").lossy);
+    let text = waterfall(story.update(), 100);
+    assert!(text.contains("≥") && text.contains("7 lost"), "{text}");
+}
+
+#[test]
+fn the_report_has_the_fields_that_were_promised() {
+    let mut story = Story::new();
+    story
+        .prepared(&[1])
+        .rebooted(&[1])
+        .file(Kind::Restore, 1, 0)
+        .event(Kind::Finish, 0);
+    let json = serde_json::to_value(Report::from(story.update())).expect("JSON");
+    assert_eq!(json["schema"], "lu.report/1");
+    assert_eq!(json["orchestrator"], "emulated");
+    for field in ["ns", "uncertainty_ns", "clock", "from", "to"] {
+        assert!(!json["blackout"][field].is_null(), "{field}");
+    }
+    for field in ["name", "start_ns", "ns", "known"] {
+        assert!(!json["phases"][0][field].is_null(), "{field}");
+    }
+    let file = &json["sessions"][0]["files"][0];
+    for field in [
+        "token",
+        "kind",
+        "bytes",
+        "preserve_ns",
+        "freeze_ns",
+        "restore_ns",
+        "outcome",
+    ] {
+        assert!(!file[field].is_null(), "{field}");
+    }
+    assert!(json["sessions"][0]["name"].is_null());
+    assert!(json["verdicts"].is_array() && json["errors"].is_array());
+    assert!(json["events"]["seen"].as_u64() > Some(0));
+}
+
+proptest! {
+    /// Whatever bytes come as records, nothing panics, and memory stays with the tokens that were seen.
+    #[test]
+    fn any_records_make_a_timeline_and_its_pictures(
+        records in prop::collection::vec(any::<[u8; 128]>(), 0..200),
+        kinds in prop::collection::vec(0_u8..17, 200),
+    ) {
+        let mut timeline = Timeline::new();
+        for (bytes, kind) in records.iter().zip(kinds) {
+            let mut record: Record = zerocopy::FromBytes::read_from_bytes(bytes).expect("128 bytes");
+            record.header.kind = kind;
+            // Times as a machine could have them: sums stay within their width.
+            record.header.t_ns >>= 2;
+            record.header.dur_ns >>= 2;
+            timeline.push(&record);
+            lu_user::export::line(&record, 0);
+        }
+        for update in timeline.updates() {
+            waterfall(update, 0);
+            waterfall(update, 200);
+            serde_json::to_string(&Report::from(update)).expect("JSON");
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! Every check: formatting, lints, unit and property tests, the tests against this machine, the demo.
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{build, demo, sh};
+
+/// What all runners together said.
+#[derive(Default)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+/// Runs all; prints a line for each step and a last one that counts.
+///
+/// With `no_skips` (in CI) a test that cannot run here is a failure.
+pub fn run(no_skips: bool) -> Result<()> {
+    let mut tally = Tally::default();
+    let mut failures = Vec::new();
+    let mut step = |name: &'static str, run: &mut dyn FnMut(&mut Tally) -> Result<()>| {
+        sh::say(name);
+        let start = Instant::now();
+        let result = run(&mut tally);
+        let seconds = start.elapsed().as_secs();
+        match result {
+            Ok(()) => {
+                tally.passed += 1;
+                println!("step {name} ... ok ({seconds} s)");
+            }
+            Err(error) => {
+                tally.failed += 1;
+                println!("step {name} ... FAILED ({seconds} s)\n{error:#}");
+                failures.push(name);
+            }
+        }
+    };
+    step("formatting", &mut |_| {
+        sh::run_quietly(build::cargo()?.args(["fmt", "--all", "--check"]))
+    });
+    step("lints", &mut |_| {
+        sh::run_quietly(build::cargo()?.args(["clippy", "--all-targets", "--", "--deny=warnings"]))
+    });
+    step("lints of the BPF programs", &mut |_| {
+        sh::run_quietly(&mut build::bpf_clippy()?)
+    });
+    step("tests", &mut |tally| {
+        cargo_test(build::cargo()?.args(["test", "--no-fail-fast"]), tally)
+    });
+    step("demo", &mut |_| {
+        let (lu, example) = build::demo()?;
+        demo::check(&lu, &example)
+    });
+    if no_skips && tally.skipped > 0 {
+        println!("{} tests were skipped, and here none may be", tally.skipped);
+        tally.failed += tally.skipped;
+    }
+    println!(
+        "{} passed, {} failed, {} skipped",
+        tally.passed, tally.failed, tally.skipped
+    );
+    if tally.failed > 0 {
+        bail!("not everything passed: {}", failures.join(", "));
+    }
+    Ok(())
+}
+
+/// Runs `cargo test`, passes on what it prints, and adds up what its runners say.
+fn cargo_test(command: &mut Command, tally: &mut Tally) -> Result<()> {
+    let mut child = command
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("cargo test does not start")?;
+    let stdout = child.stdout.take().context("cargo test has no output")?;
+    for line in BufReader::new(stdout).lines() {
+        let line = line?;
+        println!("{line}");
+        let Some(counts) = line.strip_prefix("test result: ") else {
+            continue;
+        };
+        let count = |what: &str| {
+            counts
+                .split(['.', ';'])
+                .find_map(|part| part.trim().strip_suffix(what)?.trim().parse::<u64>().ok())
+                .unwrap_or(0)
+        };
+        tally.passed += count("passed");
+        tally.failed += count("failed");
+        tally.skipped += count("ignored");
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("cargo test: {status}");
+    }
+    Ok(())
+}
