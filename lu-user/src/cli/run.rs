@@ -10,7 +10,7 @@ use lu_user::journal;
 use lu_user::timeline::{Outcome, Timeline};
 
 use super::trace::Printer;
-use super::watch::{Sink, Watch};
+use super::watch::{Sink, Watch, tell};
 
 /// Watch live updates until stopped, and keep a journal of them.
 ///
@@ -39,10 +39,10 @@ impl Args {
         let losses = self.watch.watch(&mut recorder)?;
         let events = recorder.timeline.events();
         eprintln!(
-            "lu: {} events in {}, {} lost",
+            "lu: {} events in {}, {}",
             events.seen,
             self.journal.display(),
-            losses.records()
+            tell(losses)
         );
         Ok(ExitCode::SUCCESS)
     }

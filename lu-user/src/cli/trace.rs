@@ -7,7 +7,7 @@ use anyhow::Result;
 use lu_common::event::Record;
 use lu_user::export::{TraceLine, line};
 
-use super::watch::{Sink, Watch};
+use super::watch::{Sink, Watch, tell};
 
 /// Print a line for each event of the orchestrator, in the manner of strace.
 ///
@@ -28,16 +28,7 @@ impl Args {
     pub fn run(&self) -> Result<ExitCode> {
         let mut printer = Printer::new(self.json);
         let losses = self.watch.watch(&mut printer)?;
-        eprintln!(
-            "lu: {} events, {} lost{}",
-            printer.seen,
-            losses.records(),
-            if losses.ring_full > 0 {
-                "; a larger --ring-buffer loses fewer"
-            } else {
-                ""
-            }
-        );
+        eprintln!("lu: {} events, {}", printer.seen, tell(losses));
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,5 +1,6 @@
 //! What `trace` and `run` share: attach, give up privileges, collect until told to stop.
 
+use std::fmt::Write as _;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -89,6 +90,22 @@ impl Watch {
             }
         }
     }
+}
+
+/// What was lost, and what to do about it, for the last line.
+pub fn tell(losses: Losses) -> String {
+    let mut text = format!("{} lost", losses.records());
+    if losses.ring_full > 0 {
+        text.push_str("; a larger --ring-buffer loses fewer");
+    }
+    if losses.bad_read > 0 {
+        let _ = write!(
+            text,
+            "; {} times the orchestrator's memory could not be read, and what stood there is unknown",
+            losses.bad_read
+        );
+    }
+    text
 }
 
 fn say_coverage(attached: &Attached, orchestrators: &[Orchestrator]) {

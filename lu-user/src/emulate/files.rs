@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{c_int, c_void};
 use std::hint::black_box;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -31,8 +32,22 @@ pub struct Preserved {
     kind: u16,
     padding: [u8; 6],
     token: u64,
-    fd: OwnedFd,
+    fd: ManuallyDrop<OwnedFd>,
     saved: Mutex<Option<Saved>>,
+}
+
+impl Drop for Preserved {
+    /// A close may ask the file's server, which may never answer, so it is not the business of the
+    /// thread that serves. A memfd has none.
+    fn drop(&mut self) {
+        // SAFETY: the field is not used again.
+        let fd = unsafe { ManuallyDrop::take(&mut self.fd) };
+        if self.kind() == FileKind::Memfd {
+            drop(fd);
+        } else {
+            std::thread::spawn(move || drop(fd));
+        }
+    }
 }
 
 const _: () = {
@@ -56,7 +71,7 @@ impl Preserved {
             kind: kind as u16,
             padding: [0; 6],
             token,
-            fd,
+            fd: ManuallyDrop::new(fd),
             saved: Mutex::new(None),
         }))
     }
@@ -103,7 +118,7 @@ impl Preserved {
     fn prepare(&self) -> Result<(), Errno> {
         if self.kind() == FileKind::Memfd {
             let bytes = Stat::of(self.fd.as_fd())?.size;
-            let position = lseek(&self.fd, 0, Whence::SeekCur)?;
+            let position = lseek(self.fd.as_fd(), 0, Whence::SeekCur)?;
             self.bytes.store(bytes, Ordering::Relaxed);
             self.save(Some(Saved { bytes, position }));
         }
@@ -122,7 +137,7 @@ impl Preserved {
                     self.token,
                     saved.bytes
                 );
-                ftruncate(&self.fd, saved.bytes as i64)?;
+                ftruncate(self.fd.as_fd(), saved.bytes as i64)?;
             }
         }
         Ok(())
