@@ -206,7 +206,11 @@ fn errors() -> Outcome {
         (&["ctl", "preserve", "1"], 2, "--memfd"),
         (&["trace", "--ring-buffer", "5000B"], 1, "power of two"),
         (&["trace", "--for", "soon"], 2, "soon"),
-        (&["emulate", "kexec"], 1, "no `lu emulate` is running"),
+        (
+            &["emulate", "kexec", "--pid", "4194305"],
+            1,
+            "cannot reach the emulator",
+        ),
         (
             &["emulate", "--fail-freeze", "1=EWHAT", "--", "true"],
             2,
