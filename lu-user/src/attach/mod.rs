@@ -20,7 +20,7 @@ use crate::orchestrator::Orchestrator;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lu.bpf.o"));
 
 /// The ring buffer's size unless told otherwise, in bytes: 32,768 records.
-pub const RING_BUFFER: u32 = 4 << 20;
+pub const RING_BUFFER: u64 = 4 << 20;
 
 /// Why nothing can be watched.
 #[derive(Debug, thiserror::Error)]
@@ -38,8 +38,11 @@ pub enum Error {
     )]
     Kernel,
     /// The size is not one that a ring buffer can have.
-    #[error("a ring buffer's size is a power of two and a multiple of 4096 bytes, not {0}")]
-    RingBuffer(u32),
+    #[error(
+        "a ring buffer's size is a power of two from 4KiB to 2GiB, not {}",
+        bytesize::ByteSize(*.0)
+    )]
+    RingBuffer(u64),
 }
 
 /// An error with its causes, in one line.
@@ -72,7 +75,7 @@ pub struct Outcome {
 
 /// The attached hooks: they stay as long as this lives.
 pub struct Attached {
-    /// The loaded programs; their links go with them.
+    /// The loaded programs; their links go with them. The kernel takes some 50 ms to let go of each.
     pub programs: Ebpf,
     /// What became of each hook, in the plan's order.
     pub coverage: Vec<Outcome>,
@@ -110,17 +113,18 @@ impl Attached {
 
 /// Loads the programs and attaches every hook of the plan. A hook that cannot be attached does not
 /// stop the others.
-pub fn attach(orchestrators: &[Orchestrator], ring_buffer: u32) -> Result<Attached, Error> {
-    if !ring_buffer.is_power_of_two() || !ring_buffer.is_multiple_of(4096) {
-        return Err(Error::RingBuffer(ring_buffer));
-    }
+pub fn attach(orchestrators: &[Orchestrator], ring_buffer: u64) -> Result<Attached, Error> {
+    let size = u32::try_from(ring_buffer)
+        .ok()
+        .filter(|size| size.is_power_of_two() && size.is_multiple_of(4096))
+        .ok_or(Error::RingBuffer(ring_buffer))?;
     if orchestrators.contains(&Orchestrator::Kernel) {
         return Err(Error::Kernel);
     }
     let mut ebpf = EbpfLoader::new()
         // The programs need nothing of the kernel's types, and reading them takes a tenth of a second.
         .btf(None)
-        .map_max_entries("EVENTS", ring_buffer)
+        .map_max_entries("EVENTS", size)
         .load(OBJECT)
         .map_err(Error::Load)?;
     let events = take_map(&mut ebpf, "EVENTS")

@@ -238,7 +238,12 @@ impl Args {
         let mut good = held.run(&self.command)?;
         if self.hold {
             for line in io::stdin().lock().lines() {
-                good &= held.run_line(&line.context("cannot read standard input")?)?;
+                let line = line.context("cannot read standard input")?;
+                // What is held is not let go because of one wrong line.
+                good &= held.run_line(&line).unwrap_or_else(|error| {
+                    eprintln!("lu: {error:#}");
+                    false
+                });
             }
         }
         Ok(if good {

@@ -18,7 +18,7 @@ pub struct Watch {
     #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
     duration: Option<Duration>,
     /// Size of the buffer between the kernel and lu: a power of two, at least 4KiB.
-    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(RING_BUFFER.into()))]
+    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(RING_BUFFER))]
     ring_buffer: ByteSize,
 }
 
@@ -38,8 +38,7 @@ impl Watch {
         } else {
             orchestrator::emulated()
         };
-        let size = u32::try_from(self.ring_buffer.as_u64()).unwrap_or(u32::MAX);
-        let attached = attach::attach(&orchestrators, size)?;
+        let attached = attach::attach(&orchestrators, self.ring_buffer.as_u64())?;
         say_coverage(&attached, &orchestrators);
         give_up_privileges()?;
         tokio::runtime::Builder::new_current_thread()

@@ -14,8 +14,9 @@ pub trait UserMemory {
 /// The largest structure of any command, in bytes.
 const LARGEST: usize = size_of::<v3::GetFdState>();
 
-/// How much of a structure's tail is read at a time, in bytes; a page, so that a read that begins on a
-/// page's border touches no second one.
+/// How much of a structure's tail is read at a time, in bytes: sixteen pages; a single one where they are
+/// not all there.
+const CHUNK: u64 = 16 * PAGE;
 const PAGE: u64 = 4096;
 
 /// A command and its structure, read from the caller's memory and found well-formed.
@@ -93,16 +94,23 @@ impl Argument {
 
 /// `check_zeroed_user`: E2BIG at the first byte that is not zero, EFAULT at the first that is not there.
 fn check_zeroed(memory: &impl UserMemory, mut address: u64, mut length: u64) -> Result<(), Errno> {
-    let mut page = [0; PAGE as usize];
+    let mut chunk = vec![0; CHUNK as usize];
+    let mut step = CHUNK;
     while length > 0 {
-        let chunk = length.min(PAGE - address % PAGE);
-        let page = &mut page[..chunk as usize];
-        memory.read(address, page)?;
-        if page.iter().any(|byte| *byte != 0) {
+        let count = length.min(step - address % step);
+        let bytes = &mut chunk[..count as usize];
+        match memory.read(address, bytes) {
+            Err(Errno::EFAULT) if step > PAGE => {
+                step = PAGE;
+                continue;
+            }
+            done => done?,
+        }
+        if bytes.iter().any(|byte| *byte != 0) {
             return Err(Errno::E2BIG);
         }
-        length -= chunk;
-        address = address.checked_add(chunk).ok_or(Errno::EFAULT)?;
+        length -= count;
+        address = address.checked_add(count).ok_or(Errno::EFAULT)?;
     }
     Ok(())
 }

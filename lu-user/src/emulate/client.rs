@@ -33,6 +33,8 @@ pub struct Client {
     pub gid: u32,
     /// Its effective capabilities, as a bit mask.
     pub capabilities: u64,
+    /// Whether it is the first thread of our own child: the command.
+    pub is_command: bool,
 }
 
 impl Client {
@@ -50,10 +52,13 @@ impl Client {
         let mut comm = [0; COMM_LEN];
         let length = name.len().min(COMM_LEN - 1);
         comm[..length].copy_from_slice(&name[..length]);
+        let pid = field("Tgid:").parse().unwrap_or(tid);
+        let ours = field("PPid:").parse() == Ok(std::process::id());
         Ok(Self {
+            is_command: ours && pid == tid,
             tid: Pid::from_raw(tid as i32),
             task: Task {
-                pid: field("Tgid:").parse().unwrap_or(tid),
+                pid,
                 tid,
                 uid: field("Uid:").parse().unwrap_or(u32::MAX),
                 none: 0,
@@ -116,6 +121,8 @@ impl Client {
         let got = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0) };
         let got = Errno::result(got).map_err(|errno| match errno {
             Errno::ESRCH => Errno::EBADF,
+            // Ours, not the caller's.
+            Errno::EMFILE | Errno::ENFILE => Errno::ENOMEM,
             errno => errno,
         })?;
         // SAFETY: the kernel has just given us this descriptor, and nobody else knows it.
@@ -136,7 +143,7 @@ impl Client {
     /// Whether another descriptor would be over its limit (EMFILE).
     pub fn has_no_free_fd(&self) -> bool {
         let folder = PathBuf::from(format!("/proc/{}/fd", self.task.tid));
-        let limit = fd_limit(self.tid);
+        let limit = fd_limit(self.tid).map_or(u64::MAX, |limit| limit.rlim_cur);
         // Since Linux 6.2 the folder's size is the number of open descriptors; fewer than the limit
         // means that one below the limit is free, and no list is needed.
         let count = fs::metadata(&folder).map_or(0, |meta| meta.size());
@@ -149,7 +156,45 @@ impl Client {
             .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<u64>().ok())
             .filter(|fd| *fd < limit)
             .count();
-        used as u64 >= limit
+        // On the way to its one new descriptor the caller has two (see `inject`).
+        let room = self.raise_fd_limit(1).inspect(|limit| {
+            self.set_fd_limit(limit);
+        });
+        used as u64 + u64::from(room.is_none()) >= limit
+    }
+
+    /// Lets it have `more` descriptors than it may for a while; returns the limit to put back. `None`: we may
+    /// not, which is so where the hard limit is reached and `CAP_SYS_RESOURCE` is missing.
+    pub fn raise_fd_limit(&self, more: u64) -> Option<libc::rlimit64> {
+        let limit = fd_limit(self.tid)?;
+        let raised = limit.rlim_cur.saturating_add(more);
+        self.set_fd_limit(&libc::rlimit64 {
+            rlim_cur: raised,
+            rlim_max: limit.rlim_max.max(raised),
+        })
+        .then_some(limit)
+    }
+
+    /// Sets its limit of descriptors; whether that was allowed.
+    pub fn set_fd_limit(&self, limit: &libc::rlimit64) -> bool {
+        // SAFETY: the new limit is read from a structure of the right type.
+        let done = unsafe {
+            libc::prlimit64(
+                self.tid.as_raw(),
+                libc::RLIMIT_NOFILE,
+                limit,
+                std::ptr::null_mut(),
+            )
+        };
+        done == 0
+    }
+
+    /// Whether it sees our processes by our numbers, and may look into them by the same rules.
+    pub fn shares_namespaces(&self) -> bool {
+        ["pid", "user"].into_iter().all(|kind| {
+            let of = |who: &str| fs::read_link(format!("/proc/{who}/ns/{kind}")).ok();
+            of(&self.task.tid.to_string()) == of("self")
+        })
     }
 }
 
@@ -161,21 +206,21 @@ pub fn pidfd_open(pid: Pid, flags: u32) -> Result<OwnedFd, Errno> {
     Errno::result(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
-fn fd_limit(tid: Pid) -> u64 {
+fn fd_limit(tid: Pid) -> Option<libc::rlimit64> {
     let mut limit = libc::rlimit64 {
-        rlim_cur: u64::MAX,
-        rlim_max: u64::MAX,
+        rlim_cur: 0,
+        rlim_max: 0,
     };
     // SAFETY: the old limit is written to a structure of the right type that outlives the call.
-    unsafe {
+    let done = unsafe {
         libc::prlimit64(
             tid.as_raw(),
             libc::RLIMIT_NOFILE,
             std::ptr::null(),
             &raw mut limit,
-        );
-    }
-    limit.rlim_cur
+        )
+    };
+    (done == 0).then_some(limit)
 }
 
 impl UserMemory for Client {

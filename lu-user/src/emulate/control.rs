@@ -41,6 +41,7 @@ impl Control {
             .mode(0o700)
             .create(FOLDER)
             .step("create", FOLDER)?;
+        remove_stale();
         let path = socket_of(std::process::id());
         let _ = fs::remove_file(&path);
         let listener = UnixListener::bind(&path).step("open the socket", &path)?;
@@ -77,9 +78,10 @@ fn answer(stream: &UnixStream) -> io::Result<()> {
     let mut line = String::new();
     BufReader::new(io::Read::take(stream, LONGEST)).read_line(&mut line)?;
     let done = match line.trim_end() {
-        "kexec" => {
-            Client::of(peer.pid() as u32).and_then(|caller| reboot::reboot(&caller.task, None))
-        }
+        // It only looked whether somebody is here.
+        "" => return Ok(()),
+        "kexec" => Client::of(peer.pid() as u32)
+            .and_then(|caller| reboot::reboot(&caller.task, None, || true)),
         _ => Err(Errno::EINVAL),
     };
     let mut stream = stream;
@@ -89,17 +91,30 @@ fn answer(stream: &UnixStream) -> io::Result<()> {
     }
 }
 
-/// The emulators that run, by process.
-#[must_use]
-pub fn running() -> Vec<u32> {
-    let mut pids: Vec<u32> = fs::read_dir(FOLDER)
+fn known() -> impl Iterator<Item = u32> {
+    fs::read_dir(FOLDER)
         .into_iter()
         .flatten()
         .filter_map(|entry| {
             let name = entry.ok()?.file_name();
             name.to_str()?.strip_suffix(".sock")?.parse().ok()
         })
-        // A killed emulator leaves its socket behind; nobody answers there.
+}
+
+/// A killed emulator leaves its socket behind; nobody answers there.
+fn remove_stale() {
+    for path in known().map(socket_of) {
+        let refused = |error: io::Error| error.kind() == io::ErrorKind::ConnectionRefused;
+        if UnixStream::connect(&path).is_err_and(refused) {
+            let _ = fs::remove_file(path);
+        }
+    }
+}
+
+/// The emulators that run, by process.
+#[must_use]
+pub fn running() -> Vec<u32> {
+    let mut pids: Vec<u32> = known()
         .filter(|pid| UnixStream::connect(socket_of(*pid)).is_ok())
         .collect();
     pids.sort_unstable();

@@ -12,7 +12,7 @@ use nix::fcntl::OFlag;
 use nix::sys::prctl::set_dumpable;
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, pause, pipe2, read};
 
 use super::argument::UserMemory as _;
@@ -28,9 +28,13 @@ pub struct Seized {
 }
 
 impl Seized {
-    /// Seizes the caller. EPERM if somebody else traces it.
+    /// Seizes the caller. EPERM if somebody else traces it, or if it is in a namespace from which our
+    /// processes cannot be reached.
     pub fn new(client: &Client) -> Result<Self, Errno> {
         let tid = client.tid();
+        if !client.shares_namespaces() {
+            return Err(Errno::EPERM);
+        }
         let sysgood = Options::PTRACE_O_TRACESYSGOOD;
         let quiet = sysgood | Options::from_bits_retain(SUSPEND_SECCOMP);
         // The second way is for kernels without CONFIG_CHECKPOINT_RESTORE.
@@ -53,6 +57,8 @@ impl Seized {
     ) -> Result<RawFd, Errno> {
         self.wait_for_stop()?;
         let mut inside = Inside::enter(&self.client)?;
+        // One descriptor is free, as was looked at before; on the way there are two.
+        let limit = self.client.raise_fd_limit(2);
         let outcome = inside
             .fetch(file, std::process::id())
             .or_else(|errno| match errno {
@@ -67,6 +73,9 @@ impl Seized {
                 })?;
                 Ok(fd)
             });
+        if let Some(limit) = limit {
+            self.client.set_fd_limit(&limit);
+        }
         inside.leave(outcome.err())?;
         outcome
     }
@@ -90,7 +99,8 @@ impl Drop for Seized {
         let tid = self.client.tid();
         // Only a stopped thread can be let go. One that is gone is still ours to reap.
         let gone = self.wait_for_stop().is_err() || ptrace::detach(tid, None::<Signal>).is_err();
-        if gone {
+        // The command's own end is waited for where its exit status is wanted.
+        if gone && !self.client.is_command {
             std::thread::spawn(move || reap(tid));
         }
     }
@@ -113,14 +123,15 @@ fn reap(tid: Pid) {
 /// Waits until the thread stops in the way that `wanted` tells; ESRCH if it ends instead.
 ///
 /// It polls, since the end of a process's first thread is not told before that of the others, which
-/// may be waiting for us.
+/// may be waiting for us; and it looks for an end first, since taking the exit status is for others.
 fn wait_for(tid: Pid, wanted: impl Fn(&WaitStatus) -> bool) -> Result<(), Errno> {
     loop {
-        match waitpid(tid, Some(WaitPidFlag::__WALL | WaitPidFlag::WNOHANG)) {
-            Ok(WaitStatus::Exited(..) | WaitStatus::Signaled(..)) | Err(Errno::ECHILD) => {
-                return Err(Errno::ESRCH);
-            }
-            Ok(WaitStatus::StillAlive) if has_ended(tid) => return Err(Errno::ESRCH),
+        if is_ending(tid) {
+            return Err(Errno::ESRCH);
+        }
+        let stops = WaitPidFlag::WSTOPPED | WaitPidFlag::__WALL | WaitPidFlag::WNOHANG;
+        match waitid(Id::Pid(tid), stops) {
+            Err(Errno::ECHILD) => return Err(Errno::ESRCH),
             Ok(WaitStatus::StillAlive) => std::thread::yield_now(),
             Ok(status) if wanted(&status) => return Ok(()),
             // A stop that came between: go on to the one we wait for.
@@ -131,12 +142,18 @@ fn wait_for(tid: Pid, wanted: impl Fn(&WaitStatus) -> bool) -> Result<(), Errno>
     }
 }
 
-/// Whether the thread has ended and only waits to be reaped.
-fn has_ended(tid: Pid) -> bool {
-    std::fs::read_to_string(format!("/proc/{tid}/stat"))
-        .ok()
-        .and_then(|stat| stat.rsplit_once(") ")?.1.chars().next())
-        .is_none_or(|state| matches!(state, 'Z' | 'X'))
+/// `PF_EXITING` of the flags in `/proc/TID/stat`.
+const EXITING: u64 = 0x4;
+
+/// Whether the thread is ending, so that it will never stop again. While it ends it may already be
+/// waiting for us, closing the device.
+fn is_ending(tid: Pid) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{tid}/stat")).unwrap_or_default();
+    // Behind the name, which may hold anything: the state, five numbers, the flags.
+    let flags = stat
+        .rsplit_once(") ")
+        .and_then(|(_, rest)| rest.split(' ').nth(6)?.parse::<u64>().ok());
+    flags.is_none_or(|flags| flags & EXITING != 0)
 }
 
 /// A stopped thread that runs system calls for us.
@@ -219,12 +236,20 @@ impl Inside {
 }
 
 impl Inside {
-    /// Makes the thread fetch our descriptor `file` from the process `holder`.
+    /// Makes the thread fetch our descriptor `file` from the process `holder`, under the lowest number
+    /// that is free.
     fn fetch(&mut self, file: &OwnedFd, holder: u32) -> Result<RawFd, Errno> {
         let pidfd = self.call(libc::SYS_pidfd_open, [u64::from(holder), 0, 0])? as u64;
-        let fd = self.call(libc::SYS_pidfd_getfd, [pidfd, file.as_raw_fd() as u64, 0]);
+        let fetched = self.call(libc::SYS_pidfd_getfd, [pidfd, file.as_raw_fd() as u64, 0]);
         self.call(libc::SYS_close, [pidfd, 0, 0])?;
-        fd.map(|fd| fd as RawFd)
+        let fetched = fetched? as u64;
+        if fetched < pidfd {
+            return Ok(fetched as RawFd);
+        }
+        let dup = [fetched, libc::F_DUPFD_CLOEXEC as u64, 0];
+        let lowest = self.call(libc::SYS_fcntl, dup);
+        self.call(libc::SYS_close, [fetched, 0, 0])?;
+        lowest.map(|fd| fd as RawFd)
     }
 }
 

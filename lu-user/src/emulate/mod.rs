@@ -22,7 +22,7 @@ mod stat;
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::os::fd::{AsFd as _, OwnedFd};
-use std::os::unix::process::ExitStatusExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
 use std::sync::atomic::AtomicU32;
@@ -33,6 +33,7 @@ use fuser::{Config, Session, SessionACL};
 use lu_common::event::FileKind;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::unistd::{Pid, geteuid};
@@ -86,6 +87,12 @@ pub enum Error {
     /// The place cannot hold a device.
     #[error("{0} is not a file; choose another place with --at")]
     NotAFile(PathBuf),
+    /// Somebody above listens to our system calls.
+    #[error(
+        "this runs under another `lu emulate`, or under a container runtime, that listens to system calls \
+         by seccomp; the kernel allows one listener"
+    )]
+    Nested,
     /// The command does not start.
     #[error("cannot start {program}: {errno}")]
     Start {
@@ -145,13 +152,16 @@ pub fn run_command(options: &Options, command: &[OsString]) -> Result<i32, Error
     let device = Arc::new(device::Device::default());
     reboot::init(machine(Arc::clone(&device), ready.device_number, options));
     let _session = serve(Arc::clone(&device), ready.fuse)?;
-    std::thread::spawn(move || notify::serve(&ready.notices));
+    let notices = Arc::new(ready.notices);
+    let served = Arc::clone(&notices);
+    std::thread::spawn(move || notify::serve(&served));
     let go = ready.go;
     let _ = go.send(());
     let child = child.recv().unwrap_or(Err(Error::NoEmulator))?;
     let status = wait_for_child(child, &signals)?;
     device.settle();
     drop(go);
+    notify::leave_behind(&notices);
     Ok(status)
 }
 
@@ -160,6 +170,7 @@ pub fn run_at(options: &Options, path: &Path) -> Result<(), Error> {
     let signals = start(options)?;
     let public = mount::Public::prepare(path)?;
     let control = control::Control::start()?;
+    raise_own_limit();
     let fuse = mount::mount_file(path)?;
     let device = Arc::new(device::Device::default());
     let device_number = mount::device_number(path)?;
@@ -228,6 +239,13 @@ fn serve(device: Arc<device::Device>, fuse: OwnedFd) -> Result<fuser::Background
     .step("serve", "the FUSE file system")
 }
 
+/// Each preserved file costs us a descriptor. Returns the limit that the command is to have.
+fn raise_own_limit() -> Option<(u64, u64)> {
+    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).ok()?;
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).ok()?;
+    Some((soft, hard))
+}
+
 /// What the thread that will start the command has made ready.
 struct Ready {
     fuse: OwnedFd,
@@ -249,13 +267,26 @@ fn spawn_inside(
     let scratch = control.with_extension("dev");
     let mut program = Command::new(&command[0]);
     program.args(&command[1..]).env(control::VARIABLE, control);
+    let limit = raise_own_limit();
+    // SAFETY: the closure makes one system call.
+    unsafe {
+        program.pre_exec(move || {
+            if let Some((soft, hard)) = limit {
+                setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
+            }
+            Ok(())
+        });
+    }
     let name = command[0].to_string_lossy().into_owned();
     std::thread::spawn(move || {
         let prepare = || {
             mount::private_device(&scratch)?;
             let fuse = mount::mount_file(Path::new(DEVICE))?;
             let device_number = mount::device_number(Path::new(DEVICE))?;
-            let notices = notify::install_filter().step("filter", "the command's system calls")?;
+            let notices = match notify::install_filter() {
+                Err(Errno::EBUSY) => return Err(Error::Nested),
+                filtered => filtered.step("filter", "the command's system calls")?,
+            };
             Ok((fuse, device_number, notices))
         };
         let _ = mounted.send(prepare());

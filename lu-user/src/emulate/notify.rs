@@ -10,7 +10,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd};
 use lu_common::event::FileKind;
 use lu_common::uapi::v3::State;
 use nix::errno::Errno;
-use nix::unistd::Pid;
+use nix::unistd::{ForkResult, Pid, fork, setsid};
 
 use super::client::Client;
 use super::stat::Stat;
@@ -26,10 +26,27 @@ const CAP_SYS_BOOT: u64 = 1 << 22;
 const RECEIVE: libc::c_ulong = 0xc050_2100;
 const SEND: libc::c_ulong = 0xc018_2101;
 
+/// `SECCOMP_IOCTL_NOTIF_ID_VALID`.
+const IS_VALID: libc::c_ulong = 0x4008_2102;
+
+/// `SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV` (Linux 5.19): once we have a call, no signal but a deadly one
+/// interrupts it.
+const WAIT_KILLABLE: libc::c_ulong = 1 << 5;
+
+/// `AUDIT_ARCH_X86_64` and `AUDIT_ARCH_AARCH64`.
 #[cfg(target_arch = "x86_64")]
 const ARCH: u32 = 0xc000_003e;
 #[cfg(target_arch = "aarch64")]
 const ARCH: u32 = 0xc000_00b7;
+
+/// The number of reboot(2) for 32-bit programs: i386 and arm have the same.
+const REBOOT_32: u32 = 88;
+
+/// How long our own thread under the filter may take to end, in milliseconds.
+const THREAD_ENDS_WITHIN_MS: i32 = 50;
+
+/// The bit of x32 system calls, which share the 64-bit architecture.
+const X32: u32 = 0x4000_0000;
 
 /// Offsets in `struct seccomp_data`.
 const NR: u32 = 0;
@@ -39,18 +56,23 @@ const THIRD_ARGUMENT: u32 = 32;
 /// Puts the filter on the calling thread and on all that it starts; returns where the calls come.
 pub fn install_filter() -> Result<OwnedFd, Errno> {
     const LOAD: u16 = (libc::BPF_LD | libc::BPF_W | libc::BPF_ABS) as u16;
-    const JUMP_EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
+    const EQUAL: u16 = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
     const RETURN: u16 = (libc::BPF_RET | libc::BPF_K) as u16;
     let step = |code, jt, jf, k| libc::sock_filter { code, jt, jf, k };
     let mut program = [
         step(LOAD, 0, 0, ARCHITECTURE),
-        step(JUMP_EQUAL, 0, 6, ARCH),
+        step(EQUAL, 2, 0, ARCH),
+        // Another architecture: a 32-bit program. It has no business with the orchestrator.
         step(LOAD, 0, 0, NR),
-        step(JUMP_EQUAL, 5, 0, libc::SYS_ftruncate as u32),
-        step(JUMP_EQUAL, 4, 0, libc::SYS_fallocate as u32),
-        step(JUMP_EQUAL, 0, 2, libc::SYS_reboot as u32),
+        step(EQUAL, 5, 8, REBOOT_32),
+        step(LOAD, 0, 0, NR),
+        step(EQUAL, 7, 0, libc::SYS_ftruncate as u32),
+        step(EQUAL, 6, 0, libc::SYS_fallocate as u32),
+        step(EQUAL, 2, 0, libc::SYS_reboot as u32),
+        step(EQUAL, 0, 3, libc::SYS_reboot as u32 | X32),
+        step(RETURN, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
         step(LOAD, 0, 0, THIRD_ARGUMENT),
-        step(JUMP_EQUAL, 1, 0, KEXEC),
+        step(EQUAL, 1, 0, KEXEC),
         step(RETURN, 0, 0, libc::SECCOMP_RET_ALLOW),
         step(RETURN, 0, 0, libc::SECCOMP_RET_USER_NOTIF),
     ];
@@ -58,42 +80,95 @@ pub fn install_filter() -> Result<OwnedFd, Errno> {
         len: program.len() as u16,
         filter: program.as_mut_ptr(),
     };
-    // SAFETY: the filter and its program outlive the call; the kernel copies them.
-    let fd = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            libc::SECCOMP_FILTER_FLAG_NEW_LISTENER,
-            &raw const filter,
-        )
+    let install = |flags: libc::c_ulong| {
+        // SAFETY: the filter and its program outlive the call; the kernel copies them.
+        let fd = unsafe {
+            libc::syscall(
+                libc::SYS_seccomp,
+                libc::SECCOMP_SET_MODE_FILTER,
+                libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | flags,
+                &raw const filter,
+            )
+        };
+        // SAFETY: on success the kernel has just given us this descriptor.
+        Errno::result(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })
     };
-    // SAFETY: on success the kernel has just given us this descriptor.
-    Errno::result(fd).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    install(WAIT_KILLABLE).or_else(|errno| match errno {
+        Errno::EINVAL => install(0),
+        errno => Err(errno),
+    })
+}
+
+/// Goes on answering in a process of its own if somebody is still under the filter: a child of the
+/// command that outlives it. Without an answer its system calls would fail (ENOSYS).
+pub fn leave_behind(listener: &OwnedFd) {
+    if nobody_left(listener, THREAD_ENDS_WITHIN_MS) {
+        return;
+    }
+    // SAFETY: the child makes system calls alone until it ends.
+    if let Ok(ForkResult::Child) = unsafe { fork() } {
+        let _ = setsid();
+        close_all_but(listener.as_raw_fd());
+        loop {
+            match receive(listener) {
+                Ok(notice) if i64::from(notice.data.nr) == libc::SYS_reboot => {
+                    send(listener, &notice, Answer::Refuse(Errno::EPERM));
+                }
+                Ok(notice) => send(listener, &notice, Answer::Continue),
+                Err(Errno::EINTR | Errno::ENOENT) if !nobody_left(listener, 0) => {}
+                // SAFETY: ends this process; nothing of the parent's is flushed or dropped.
+                Err(_) => unsafe { libc::_exit(0) },
+            }
+        }
+    }
+}
+
+/// Closes every descriptor but one, standard ones included: nobody must wait for the end of ours.
+fn close_all_but(fd: i32) {
+    let close_range = |first: u32, last: u32| {
+        // SAFETY: the call takes three integers; no descriptor within is used again.
+        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
+    };
+    if let Some(below) = (fd as u32).checked_sub(1) {
+        close_range(0, below);
+    }
+    close_range(fd as u32 + 1, u32::MAX);
+}
+
+fn receive(listener: &OwnedFd) -> Result<libc::seccomp_notif, Errno> {
+    // SAFETY: all-zero bytes are a notification, and the kernel wants them.
+    let mut notice: libc::seccomp_notif = unsafe { std::mem::zeroed() };
+    // SAFETY: the kernel writes one structure of this type.
+    let received = unsafe { libc::ioctl(listener.as_raw_fd(), RECEIVE as _, &raw mut notice) };
+    Errno::result(received).map(|_| notice)
+}
+
+/// Whether the caller still waits for the answer.
+fn is_valid(listener: &OwnedFd, notice: &libc::seccomp_notif) -> bool {
+    // SAFETY: the kernel reads one integer of this type.
+    let valid = unsafe { libc::ioctl(listener.as_raw_fd(), IS_VALID as _, &raw const notice.id) };
+    valid == 0
 }
 
 /// Answers until nobody is under the filter any more.
 pub fn serve(listener: &OwnedFd) {
     loop {
-        // SAFETY: all-zero bytes are a notification, and the kernel wants them.
-        let mut notice: libc::seccomp_notif = unsafe { std::mem::zeroed() };
-        // SAFETY: the kernel writes one structure of this type.
-        let received = unsafe { libc::ioctl(listener.as_raw_fd(), RECEIVE as _, &raw mut notice) };
-        match Errno::result(received) {
-            Ok(_) => {}
+        let notice = match receive(listener) {
+            Ok(notice) => notice,
             // The caller was killed before we read.
             Err(Errno::EINTR | Errno::ENOENT) => {
-                if nobody_left(listener) {
+                if nobody_left(listener, 0) {
                     return;
                 }
                 continue;
             }
             Err(_) => return,
-        }
+        };
         if i64::from(notice.data.nr) == libc::SYS_reboot {
             // It takes as long as a boot, and other calls must go on.
             if let Ok(listener) = listener.try_clone() {
                 std::thread::spawn(move || {
-                    let answer = kexec(&notice);
+                    let answer = kexec(&listener, &notice);
                     send(&listener, &notice, answer);
                 });
             }
@@ -104,14 +179,15 @@ pub fn serve(listener: &OwnedFd) {
     }
 }
 
-fn nobody_left(listener: &OwnedFd) -> bool {
+/// Whether everybody under the filter ends within `wait_ms` milliseconds.
+fn nobody_left(listener: &OwnedFd, wait_ms: i32) -> bool {
     let mut poll = libc::pollfd {
         fd: listener.as_raw_fd(),
-        events: libc::POLLIN,
+        events: 0,
         revents: 0,
     };
     // SAFETY: one structure, which outlives the call.
-    unsafe { libc::poll(&raw mut poll, 1, 0) };
+    unsafe { libc::poll(&raw mut poll, 1, wait_ms) };
     poll.revents & libc::POLLHUP != 0
 }
 
@@ -139,7 +215,7 @@ fn send(listener: &OwnedFd, notice: &libc::seccomp_notif, answer: Answer) {
     unsafe { libc::ioctl(listener.as_raw_fd(), SEND as _, &raw mut response) };
 }
 
-fn kexec(notice: &libc::seccomp_notif) -> Answer {
+fn kexec(listener: &OwnedFd, notice: &libc::seccomp_notif) -> Answer {
     let args = notice.data.args;
     if args[0] as u32 != MAGIC1 || !MAGIC2.contains(&(args[1] as u32)) {
         return Answer::Continue;
@@ -151,7 +227,8 @@ fn kexec(notice: &libc::seccomp_notif) -> Answer {
     if client.capabilities & CAP_SYS_BOOT == 0 {
         return Answer::Refuse(Errno::EPERM);
     }
-    match reboot::reboot(&client.task, Some(Pid::from_raw(client.task.pid as i32))) {
+    let process = Pid::from_raw(client.task.pid as i32);
+    match reboot::reboot(&client.task, Some(process), || is_valid(listener, notice)) {
         // Its process has ended with the old kernel.
         Ok(()) => Answer::Refuse(Errno::EINTR),
         Err(errno) => Answer::Refuse(errno),

@@ -2,7 +2,7 @@
 
 use std::ffi::{c_int, c_long};
 use std::hint::black_box;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
@@ -54,9 +54,19 @@ pub fn is_device(tid: Pid, fd: i32) -> bool {
 }
 
 /// reboot(KEXEC) by `caller`. When it succeeds, every client has ended and the new epoch has begun.
-/// `ends` are processes that end with the old kernel although they do not hold the device.
-pub fn reboot(caller: &Task, ends: Option<Pid>) -> Result<(), Errno> {
+/// `ends` is a process that ends with the old kernel although it may not hold the device.
+///
+/// One reboot at a time: `is_wanted` is asked once it is this one's turn, since the caller may have
+/// ended with an earlier one (ESRCH).
+pub fn reboot(
+    caller: &Task,
+    ends: Option<Pid>,
+    is_wanted: impl FnOnce() -> bool,
+) -> Result<(), Errno> {
     let _one_at_a_time = REBOOTING.lock().unwrap_or_else(PoisonError::into_inner);
+    if !is_wanted() {
+        return Err(Errno::ESRCH);
+    }
     *ALSO_ENDS.lock().unwrap_or_else(PoisonError::into_inner) = ends;
     let function = black_box(__x64_sys_reboot as extern "C" fn(_) -> _);
     from_c(function(&raw const *caller) as c_int)
@@ -125,12 +135,18 @@ fn holders(device_number: u64) -> Vec<Pid> {
         .collect()
 }
 
+/// Thread by thread: the first one of a process may have ended, and shows no files then.
 fn holds(pid: i32, device_number: u64) -> bool {
-    std::fs::read_dir(format!("/proc/{pid}/fd"))
+    entries(Path::new(&format!("/proc/{pid}/task")))
+        .flat_map(|thread| entries(&thread.join("fd")))
+        .any(|fd| is_on(&fd, device_number))
+}
+
+fn entries(folder: &Path) -> impl Iterator<Item = PathBuf> + use<> {
+    std::fs::read_dir(folder)
         .into_iter()
         .flatten()
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .any(|fd| is_on(&fd, device_number))
 }
 
 fn is_on(fd: &Path, device_number: u64) -> bool {

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, BufWriter, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -74,6 +74,18 @@ pub enum Error {
         /// Its version.
         version: u32,
     },
+    /// Root without privileges is an ordinary user there.
+    #[error(
+        "{} belongs to user {owner}, and lu gives its privileges up before it writes; choose a folder of \
+         your own, or chown this one",
+        path.display()
+    )]
+    Owner {
+        /// The folder.
+        path: PathBuf,
+        /// Its owner.
+        owner: u32,
+    },
     /// There is nothing to read.
     #[error("no journal in {}; `lu run --journal DIR` writes one", .0.display())]
     Empty(PathBuf),
@@ -103,6 +115,13 @@ impl Writer {
             .mode(0o700)
             .create(folder)
             .map_err(at("create", folder))?;
+        let owner = fs::metadata(folder).map_err(at("look at", folder))?.uid();
+        if owner != nix::unistd::geteuid().as_raw() {
+            return Err(Error::Owner {
+                path: folder.into(),
+                owner,
+            });
+        }
         let (path, file) = begin(folder)?;
         let mut writer = Self {
             folder: folder.into(),
@@ -156,7 +175,8 @@ impl Writer {
     /// Removes the oldest files until there is room for another one.
     fn retain(&self) -> Result<(), Error> {
         let mut files = segments(&self.folder)?;
-        files.retain(|path| *path != self.path);
+        // What is not ours is not ours to remove.
+        files.retain(|path| *path != self.path && is_journal(path));
         let mut sizes: Vec<(PathBuf, u64)> = files
             .into_iter()
             .map(|path| {
@@ -164,7 +184,8 @@ impl Writer {
                 (path, size)
             })
             .collect();
-        while sizes.iter().map(|(_, size)| size).sum::<u64>() + SEGMENT > LIMIT {
+        while !sizes.is_empty() && sizes.iter().map(|(_, size)| size).sum::<u64>() + SEGMENT > LIMIT
+        {
             let (oldest, _) = sizes.remove(0);
             fs::remove_file(&oldest).map_err(at("remove", &oldest))?;
         }
@@ -205,6 +226,11 @@ fn boot_id() -> [u8; 16] {
         .and_then(|text| u128::from_str_radix(&text.trim().replace('-', ""), 16).ok())
         .unwrap_or(0)
         .to_be_bytes()
+}
+
+fn is_journal(path: &Path) -> bool {
+    let mut magic = [0; MAGIC.len()];
+    File::open(path).is_ok_and(|mut file| fill(&mut file, &mut magic).is_ok()) && magic == MAGIC
 }
 
 /// The files of a journal, oldest first.

@@ -16,6 +16,16 @@ pub fn trials() -> Vec<Trial> {
             other_kinds,
         ),
         trial("the_exit_status_is_the_commands", exit_status),
+        trial(
+            "a_command_that_dies_in_a_restore_ends_with_its_status",
+            dying_command,
+        ),
+        trial("two_reboots_at_once_are_one_kexec", || {
+            let program = client("two_reboots", &["-static"])?;
+            let program = path(&program)?;
+            expect_status(&run(&["emulate", "--boot-delay=100ms", "--", program])?, 0)
+        }),
+        trial("what_outlives_the_command_goes_on_working", survivors),
     ]
 }
 
@@ -96,6 +106,39 @@ fn exit_status() -> Outcome {
         return Err("the command's device is to be seen outside".into());
     }
     Ok(())
+}
+
+/// Before any close of the device: the kernel still asks at the first one, and the dying client waits for
+/// the answer.
+fn dying_command() -> Outcome {
+    let program = client("dying", &["-static"])?;
+    for microseconds in ["300", "700", "1500", "3000"] {
+        let output = run(&["emulate", "--", path(&program)?, microseconds])?;
+        expect_status(&output, 7)?;
+    }
+    Ok(())
+}
+
+fn survivors() -> Outcome {
+    let folder = crate::support::scratch();
+    let said = folder.path().join("said");
+    let script = format!(
+        "(sleep 0.5; truncate -s 5 {said}; echo $? >>{said}) >/dev/null 2>&1 & true",
+        said = path(&said)?
+    );
+    expect_status(&run(&["emulate", "--", "sh", "-c", &script])?, 0)?;
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while std::fs::read(&said).is_ok_and(|bytes| bytes.len() < 7) || !said.exists() {
+        if std::time::Instant::now() > deadline {
+            return Err("the child that outlived the command did not end".into());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    if std::fs::read(&said)? == b"\0\0\0\0\x000\n" {
+        Ok(())
+    } else {
+        Err("its ftruncate failed".into())
+    }
 }
 
 pub fn path(path: &std::path::Path) -> Result<&str, Failed> {
