@@ -46,6 +46,8 @@ fn executable(target: &[&str], name: &str) -> Result<PathBuf> {
 
 /// Clippy for the BPF programs, which the ordinary run leaves out: they have a target of their own.
 pub fn bpf_clippy() -> Result<Command> {
+    let target_dir = std::env::var_os("CARGO_TARGET_DIR")
+        .map_or_else(|| sh::root().join("target"), PathBuf::from);
     let mut command = cargo()?;
     command
         .args([
@@ -55,7 +57,9 @@ pub fn bpf_clippy() -> Result<Command> {
             "lu-ebpf",
             "-Zbuild-std=core",
         ])
-        .args(["--target", "bpfel-unknown-none"])
+        .args(["--target", "bpfel-unknown-none", "--target-dir"])
+        // Of its own: what is set below would have the ordinary build's dependencies built again.
+        .arg(target_dir.join("bpf-lints"))
         .args(["--", "--deny=warnings"])
         .env("RUSTC_BOOTSTRAP", "1")
         .env(
