@@ -63,12 +63,23 @@ fn path_with_tools() -> Result<std::ffi::OsString> {
         .map(PathBuf::from)
         .or_else(|| Some(Path::new(&env::var_os("XDG_CACHE_HOME")?).join("lu")))
         .or_else(|| Some(Path::new(&env::var_os("HOME")?).join(".cache/lu")));
+    let verbose = Command::new(env::var_os("RUSTC").context("RUSTC is not set")?)
+        .arg("-vV")
+        .output()
+        .context("rustc does not start")?;
+    let release = String::from_utf8_lossy(&verbose.stdout)
+        .lines()
+        .find_map(|line| line.strip_prefix("release: ").map(str::to_owned))
+        .context("rustc does not say its release")?;
+    let ours = format!("tools-{release}");
     let mut folders: Vec<PathBuf> = cache
         .and_then(|cache| std::fs::read_dir(cache).ok())
         .into_iter()
         .flatten()
-        .filter_map(|entry| Some(entry.ok()?.path().join("bin")))
-        .filter(|bin| bin.join("bpf-linker").is_file())
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        // Each is linked to the compiler of its name.
+        .filter(|tools| tools.ends_with(&ours))
+        .map(|tools| tools.join("bin"))
         .collect();
     folders.extend(env::split_paths(&env::var_os("PATH").unwrap_or_default()));
     env::join_paths(folders).context("PATH holds a folder with a colon")

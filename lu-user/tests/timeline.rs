@@ -267,6 +267,54 @@ fn a_second_restore_that_is_refused_changes_nothing() {
 }
 
 #[test]
+fn what_is_preserved_beyond_the_kexec_belongs_to_the_next_update() {
+    let mut story = Story::new();
+    story
+        .prepared(&[1])
+        .rebooted(&[1])
+        .file(Kind::Restore, 1, 0);
+    let before = (story.update().files[&1], story.update().phases());
+    story.file(Kind::Preserve, 1, 0).file(Kind::Preserve, 2, 0);
+    assert_eq!(before, (story.update().files[&1], story.update().phases()));
+    story.event(Kind::Finish, 0).event(Kind::Prepare, 0);
+    assert_eq!(story.update().number, 2);
+    assert_eq!(story.update().files.len(), 2);
+}
+
+#[test]
+fn a_file_whose_second_prepare_succeeds_is_waited_for() {
+    let mut story = Story::new();
+    story.file(Kind::Preserve, 1, 0).file(Kind::Preserve, 2, 0);
+    story
+        .file(Kind::FilePrepare, 1, -5)
+        .event(Kind::Prepare, -5);
+    story.file(Kind::FilePrepare, 1, 0).event(Kind::Prepare, 0);
+    story.rebooted(&[1, 2]).file(Kind::Restore, 2, 0);
+    assert_eq!(story.update().blackout(), None);
+    story.event(Kind::Finish, 0);
+    assert_eq!(outcomes(story.update())[0], (1, FileOutcome::Unclaimed));
+}
+
+#[test]
+fn a_freeze_that_was_not_seen_is_no_loss_of_files() {
+    let mut story = Story::new();
+    story.prepared(&[1]).enter(Kind::Reboot).enter(Kind::Jump);
+    story.event(Kind::Boot, 0).file(Kind::Restore, 1, 0);
+    story.event(Kind::Finish, 0);
+    assert_eq!(story.update().outcome, Outcome::Finished);
+    assert_eq!(story.update().blackout(), None);
+}
+
+#[test]
+fn a_loss_between_two_updates_marks_both() {
+    let mut story = Story::new();
+    story.prepared(&[1]).event(Kind::Cancel, 0).lose(3);
+    assert_eq!(story.update().events.lost, 3);
+    story.event(Kind::Prepare, 0);
+    assert_eq!((story.update().number, story.update().events.lost), (2, 3));
+}
+
+#[test]
 fn a_loss_marks_the_numbers() {
     let mut story = Story::new();
     story.prepared(&[1]).rebooted(&[1]).lose(7);

@@ -29,14 +29,14 @@ struct Peer {
 }
 
 /// From exec to all hooks attached, and resident memory while idle: `lu trace` beside bpftrace with
-/// the same uprobes, alternating.
+/// the same uprobes, alternating. bpftrace is given the moment of its BEGIN, before it attaches the rest.
 pub fn startup(lu: &Path) -> Result<()> {
     let path = lu.to_str().context("a path that is not UTF-8")?;
     let mut peers = [
         Peer {
             name: "lu trace",
             command: vec![path.into(), "trace".into()],
-            ready: "hooks attached",
+            ready: "17 of 17 hooks attached",
             started: Vec::new(),
             resident_kib: Vec::new(),
         },
@@ -63,6 +63,7 @@ pub fn startup(lu: &Path) -> Result<()> {
         "", "exec to attached, ms", "resident, MiB"
     );
     println!("{:<10} {:>28} {:>20}", "", "min / median / max", "median");
+    println!("(bpftrace: to its BEGIN, which comes before its probes are attached)");
     for peer in &mut peers {
         peer.started.sort_unstable();
         peer.resident_kib.sort_unstable();

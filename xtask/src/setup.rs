@@ -188,11 +188,13 @@ fn rust_src() -> Result<()> {
 
 /// Fetches Debian's `rust-src` of the compiler's version and copies its `library` to `place`.
 ///
-/// It may be in a newer suite than the machine's, so apt gets a configuration of its own, made from
-/// the mirror that the machine already uses; nothing on the system changes.
+/// A suite that the machine does not use may have it, so apt is run with its own lists and sources, which
+/// name the mirror that is configured; the system's stay as they are.
 fn debian_rust_src(place: &Path) -> Result<()> {
     let release = rustc_field("release")?;
     let scratch = sh::cache()?.join("apt");
+    // What an interrupted run left.
+    let _ = fs::remove_dir_all(&scratch);
     for dir in ["lists/partial", "archives/partial", "unpacked"] {
         fs::create_dir_all(scratch.join(dir))?;
     }
@@ -259,7 +261,11 @@ fn debian_rust_src(place: &Path) -> Result<()> {
     };
     fs::create_dir_all(place)
         .with_context(|| format!("cannot write to the toolchain at {}", place.display()))?;
-    sh::run_quietly(sh::command("cp").arg("-rL").arg(&library).arg(place))?;
+    // Under its name only when it is whole: an interrupted copy must not look like one.
+    let arriving = place.join("library.arriving");
+    let _ = fs::remove_dir_all(&arriving);
+    sh::run_quietly(sh::command("cp").arg("-rL").arg(&library).arg(&arriving))?;
+    fs::rename(&arriving, place.join("library"))?;
     fs::remove_dir_all(&scratch)?;
     Ok(())
 }

@@ -67,19 +67,16 @@ impl Handler for Restore {
         let Some(entered) = task::leave(Kind::Restore) else {
             return;
         };
-        if let Some(context) = task::context() {
+        let context = task::context();
+        let call = context.map(|context| {
             if exit.ret() == 0
                 && let Some(file) = X::Orchestrator::pointer(entered.arg)
             {
                 describe::<X::Orchestrator>(&mut context.call, file);
             }
-            task::send_exit::<X::Orchestrator>(
-                Kind::Restore,
-                &entered,
-                exit.ret(),
-                Some(&context.call),
-            );
-        }
+            &context.call
+        });
+        task::send_exit::<X::Orchestrator>(Kind::Restore, &entered, exit.ret(), call);
     }
 }
 

@@ -10,6 +10,7 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail};
 use bytesize::ByteSize;
 use clap::{Parser, Subcommand};
+use lu_common::uapi::Interface;
 use lu_common::uapi::v3::Event;
 use lu_user::client::{self, sessions, v3};
 use lu_user::emulate::DEVICE;
@@ -401,6 +402,9 @@ impl Held {
             Device::V3(_) | Device::Sessions(_) => None,
         };
         if let Some(device) = opened {
+            if client::interface(&device) == Some(Interface::Sessions) {
+                bail!("this orchestrator speaks the sessions interface; use `lu ctl session ...`");
+            }
             self.device = Device::V3(device);
         }
         match &self.device {
@@ -420,6 +424,10 @@ impl Held {
             Device::V3(_) | Device::Sessions(_) => None,
         };
         if let Some(device) = opened {
+            // The numbers clash: CREATE_SESSION is FD_PRESERVE there.
+            if client::interface(&device) == Some(Interface::V3) {
+                bail!("this orchestrator speaks the v3 interface, which has no sessions");
+            }
             self.device = Device::Sessions(device);
         }
         match &self.device {

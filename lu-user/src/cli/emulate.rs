@@ -35,7 +35,7 @@ pub struct Args {
 
 #[derive(clap::Subcommand)]
 enum Step {
-    /// Play reboot(KEXEC): freeze, end of every client, a pause for the boot, a new epoch.
+    /// Play reboot(KEXEC): freeze, kill every client, wait the boot delay, start the new kernel.
     ///
     /// Returns when the new kernel is up. Exit status 1, and nothing ended, if the freeze failed.
     #[command(after_help = "Example:\n  lu emulate kexec && lu ctl state")]

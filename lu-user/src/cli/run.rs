@@ -75,12 +75,17 @@ impl Sink for Recorder {
             if update.outcome != Outcome::InProgress && update.number > self.told {
                 self.told = update.number;
                 eprintln!(
-                    "lu: update {} {}, blackout {}",
+                    "lu: update {} {}, blackout {}{}",
                     update.number,
                     update.outcome.name(),
                     update
                         .blackout()
                         .map_or_else(|| "unknown".to_owned(), |blackout| duration(blackout.ns)),
+                    if update.events.lost > 0 {
+                        " or more (events were lost)"
+                    } else {
+                        ""
+                    }
                 );
             }
         }

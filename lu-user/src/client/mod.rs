@@ -14,7 +14,7 @@ pub mod sessions;
 pub mod v3;
 
 use std::fs::{File, OpenOptions};
-use std::os::fd::{AsFd, AsRawFd as _};
+use std::os::fd::{AsFd, AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use lu_common::uapi::{self, Interface};
@@ -96,6 +96,19 @@ fn call<T>(
     Errno::result(done)
         .map(drop)
         .map_err(|errno| Error::Call { operation, errno })
+}
+
+/// The descriptor that a call has given out. One that says it succeeded and gave none is a fault of the
+/// orchestrator's (EBADF).
+fn given(operation: &'static str, fd: i32) -> Result<OwnedFd, Error> {
+    if fd < 0 {
+        return Err(Error::Call {
+            operation,
+            errno: Errno::EBADF,
+        });
+    }
+    // SAFETY: the orchestrator has just given us this descriptor, and nobody else knows it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// The interface that an open device speaks: v3 answers `GET_STATE`, sessions has no such command.

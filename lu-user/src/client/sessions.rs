@@ -1,12 +1,12 @@
 //! The sessions interface: the device gives sessions, a session holds files.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use lu_common::uapi::sessions::{self, NAME_LEN};
 
-use super::{Error, call};
+use super::{Error, call, given};
 
 /// The open device. Dropping it closes it, and touches no session.
 #[derive(Debug)]
@@ -75,9 +75,9 @@ impl Device {
             name: encode(name)?,
         };
         call(self, operation, cmd, &mut argument)?;
-        // SAFETY: the orchestrator has just given us this descriptor, and nobody else knows it.
-        let fd = unsafe { OwnedFd::from_raw_fd(argument.fd) };
-        Ok(Session { file: fd.into() })
+        Ok(Session {
+            file: given(operation, argument.fd)?.into(),
+        })
     }
 }
 
@@ -100,8 +100,7 @@ impl Session {
             token,
         };
         call(self, "RETRIEVE_FD", sessions::RETRIEVE_FD, &mut argument)?;
-        // SAFETY: the orchestrator has just given us this descriptor, and nobody else knows it.
-        Ok(unsafe { OwnedFd::from_raw_fd(argument.fd) })
+        given("RETRIEVE_FD", argument.fd)
     }
 
     /// FINISH: what was not retrieved is discarded. EBUSY: not ready, nothing is done.

@@ -1,13 +1,13 @@
 //! The v3 interface: one device, one state machine, one flat token space.
 
 use std::fs::File;
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd, OwnedFd};
 use std::path::Path;
 
 use lu_common::uapi::v3::{self, Event, State};
 use nix::errno::Errno;
 
-use super::{Error, call};
+use super::{Error, call, given};
 
 /// The open device. Dropping it closes it, which drops every file that it preserved.
 #[derive(Debug)]
@@ -73,8 +73,7 @@ impl Device {
             token,
         };
         call(self, "FD_RESTORE", v3::FD_RESTORE, &mut argument)?;
-        // SAFETY: the orchestrator has just given us this descriptor, and nobody else knows it.
-        Ok(unsafe { OwnedFd::from_raw_fd(argument.fd) })
+        given("FD_RESTORE", argument.fd)
     }
 
     /// `GET_STATE`.

@@ -63,11 +63,6 @@ impl<H: Handler> Core<H> {
         self.state
     }
 
-    /// How many files are held: outgoing and incoming.
-    pub fn held(&self) -> (usize, usize) {
-        (self.outgoing.len(), self.incoming.len())
-    }
-
     /// The files that are to be preserved, in the order of their tokens.
     pub fn outgoing(&self) -> impl Iterator<Item = (u64, State, &H::File)> {
         self.outgoing

@@ -1,7 +1,8 @@
 //! The device as a FUSE file: requests in, the orchestrator's functions called, answers out.
 //!
-//! Requests are served one after the other by one thread. That keeps their order: the close that a
-//! client has made is served before the open that follows it.
+//! Requests are served one after the other by one thread, but `FD_RESTORE`, which acts within the caller. That
+//! keeps their order: the close that a client has made is served before the open that follows it, and the
+//! kernel sends no close while a call on the file is under way.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -266,6 +267,10 @@ impl Filesystem for Served {
             }
         }
         match Client::of(req.pid()) {
+            // It deals with a thread that may be busy with an exec or its end, and must not hold up others.
+            Ok(client) if cmd == v3::FD_RESTORE => {
+                std::thread::spawn(move || serve(&client, cmd, reply));
+            }
             Ok(client) => serve(&client, cmd, reply),
             Err(errno) => reply.error(fuse(errno)),
         }

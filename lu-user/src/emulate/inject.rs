@@ -5,11 +5,12 @@
 //! `pidfd_getfd`, `close`), with its registers and its signal mask put back afterwards. It sees an
 //! ioctl that returned, as from the kernel.
 
-use std::os::fd::{AsRawFd as _, OwnedFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
-use nix::sys::prctl::set_dumpable;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl::{set_dumpable, set_pdeathsig};
 use nix::sys::ptrace::{self, Options};
 use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
@@ -17,6 +18,9 @@ use nix::unistd::{ForkResult, Pid, fork, pause, pipe2, read};
 
 use super::argument::UserMemory as _;
 use super::client::Client;
+
+/// How long a donor may take to take on the caller's identity, in milliseconds.
+const DONATES_WITHIN_MS: u16 = 1000;
 
 /// `PTRACE_O_SUSPEND_SECCOMP` (Linux 4.3): the caller's own filters do not see our calls.
 const SUSPEND_SECCOMP: i32 = 1 << 21;
@@ -286,7 +290,11 @@ impl Donor {
                 drop(ready_write);
                 let donor = Self { pid: child };
                 // The end of the pipe instead of a byte means that the child could not do it.
-                if read(&ready, &mut [0]) == Ok(1) {
+                // Nor need it come: whoever has that identity can stop the child.
+                let mut fds = [PollFd::new(ready.as_fd(), PollFlags::POLLIN)];
+                if poll(&mut fds, PollTimeout::from(DONATES_WITHIN_MS)) == Ok(1)
+                    && read(&ready, &mut [0]) == Ok(1)
+                {
                     Ok(donor)
                 } else {
                     Err(Errno::EPERM)
@@ -313,6 +321,8 @@ fn donate(fd: RawFd, ready: RawFd, uid: u32, gid: u32) -> ! {
     }
     close_range(high + 1, u32::MAX);
     // The raw calls: the C library's would wake threads that this process does not have.
+    // SAFETY: the kernel reads no group.
+    unsafe { libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<u32>()) };
     // SAFETY: the calls take integers.
     let group = unsafe { libc::syscall(libc::SYS_setresgid, gid, gid, gid) };
     // SAFETY: likewise.
@@ -322,6 +332,7 @@ fn donate(fd: RawFd, ready: RawFd, uid: u32, gid: u32) -> ! {
         unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), no_capabilities.as_ptr()) };
     if (group, user, powers) == (0, 0, 0) {
         let _ = set_dumpable(true);
+        let _ = set_pdeathsig(Signal::SIGKILL);
         // Where Yama restricts ptrace, this process allows it.
         // SAFETY: the call takes integers.
         unsafe { libc::prctl(libc::PR_SET_PTRACER, libc::PR_SET_PTRACER_ANY, 0, 0, 0) };
@@ -338,6 +349,8 @@ fn donate(fd: RawFd, ready: RawFd, uid: u32, gid: u32) -> ! {
 impl Drop for Donor {
     fn drop(&mut self) {
         let _ = kill(self.pid, Signal::SIGKILL);
-        let _ = waitpid(self.pid, None);
+        // Not here: whoever traces it is told of its end first.
+        let pid = self.pid;
+        std::thread::spawn(move || waitpid(pid, None));
     }
 }

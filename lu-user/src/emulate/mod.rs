@@ -268,9 +268,11 @@ fn spawn_inside(
     let mut program = Command::new(&command[0]);
     program.args(&command[1..]).env(control::VARIABLE, control);
     let limit = raise_own_limit();
-    // SAFETY: the closure makes one system call.
+    // SAFETY: the closure makes two system calls.
     unsafe {
         program.pre_exec(move || {
+            // We take the signals that end us as messages; the command takes them as it likes.
+            SigSet::empty().thread_set_mask()?;
             if let Some((soft, hard)) = limit {
                 setrlimit(Resource::RLIMIT_NOFILE, soft, hard)?;
             }

@@ -1,4 +1,5 @@
-//! reboot(KEXEC), played: the freeze, the end of every client, a pause for the boot, a new epoch.
+//! reboot(KEXEC), played: what is prepared is frozen, the clients are killed, the boot delay passes, and the
+//! orchestrator starts anew.
 
 use std::ffi::{c_int, c_long};
 use std::hint::black_box;

@@ -40,7 +40,9 @@ pub fn waterfall(update: &Update, columns: usize) -> String {
                 blackout.ns as f64 / 1e6,
             );
         }
-        None => text.push_str("blackout unknown: its two ends were not both seen\n"),
+        None => {
+            text.push_str("blackout unknown: the freeze and the last restore were not both seen\n");
+        }
     }
     text.push('\n');
     phases(&mut text, update, columns.saturating_sub(FRONT).max(NARROW));

@@ -24,6 +24,8 @@ pub struct Timeline {
     outgoing: BTreeMap<u64, FileSpan>,
     /// Errors outside any update, counted into the next one.
     early_errors: BTreeMap<(&'static str, i32), u64>,
+    /// Events lost outside any update.
+    early_lost: u64,
     next_number: u64,
     seen: u64,
     lost: u64,
@@ -63,6 +65,10 @@ impl Timeline {
         if let Some(lost) = record.lost() {
             self.lost += lost;
             // Events of a finished update may be among them: the newest one is marked, at least.
+            if self.current.is_none() {
+                // They may be the last one's, or the next one's first: both are marked.
+                self.early_lost += lost;
+            }
             if let Some(update) = self.current.as_mut().or(self.past.back_mut()) {
                 update.events.lost += lost;
             }
@@ -127,6 +133,7 @@ impl Timeline {
         let mut update = Update::new(self.next_number, record);
         update.files.clone_from(&self.outgoing);
         update.errors = std::mem::take(&mut self.early_errors);
+        update.events.lost = std::mem::take(&mut self.early_lost);
         self.current = Some(update);
     }
 
@@ -159,7 +166,10 @@ impl Timeline {
             ..FileSpan::default()
         };
         self.outgoing.insert(token, span);
-        if let Some(update) = &mut self.current {
+        // Beyond the kexec it is the next update's file: the two token spaces do not meet.
+        if let Some(update) = &mut self.current
+            && !update.is_beyond_kexec()
+        {
             update.extend_phase(PhaseName::Preserve, record);
             update.files.insert(token, span);
         }
@@ -171,6 +181,9 @@ impl Timeline {
         }
         let Some(token) = record.token() else { return };
         self.outgoing.remove(&token);
+        if self.current.as_ref().is_some_and(Update::is_beyond_kexec) {
+            return;
+        }
         if let Some(file) = self.file(token) {
             file.outcome = FileOutcome::Unpreserved;
         }
@@ -210,6 +223,9 @@ impl Timeline {
             file.bytes = bytes.or(file.bytes);
             if failed {
                 file.outcome = FileOutcome::Failed;
+            } else if file.outcome == FileOutcome::Failed {
+                // A second try that succeeded.
+                file.outcome = FileOutcome::Preserved;
             }
         }
     }
@@ -242,8 +258,12 @@ impl Timeline {
             return;
         };
         update.jumped_ns = Some(record.header.t_ns);
-        // Nothing was frozen: the files are gone with their kernel.
-        if !update.has_phase(PhaseName::Freeze) {
+        // Nothing was frozen: the files are gone with their kernel. Where a freeze may only not have been
+        // seen, its outcome is unknown, and what comes will tell.
+        let may_be_frozen = update.has_phase(PhaseName::Prepare)
+            || update.events.lost > 0
+            || update.files.values().any(|file| file.freeze_ns.is_some());
+        if !update.has_phase(PhaseName::Freeze) && !may_be_frozen {
             for file in update.files.values_mut() {
                 if file.outcome == FileOutcome::Preserved {
                     file.outcome = FileOutcome::Lost;

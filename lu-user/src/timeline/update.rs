@@ -186,7 +186,7 @@ struct Span {
     end_ns: u64,
 }
 
-/// One attempt, from the first preserve to finish, cancel or abort.
+/// One attempt: it begins with the first preserve.
 #[derive(Clone, Debug)]
 pub struct Update {
     /// Counts the updates that were seen, from 1.
@@ -237,6 +237,14 @@ impl Update {
         self.spans.contains_key(&name)
     }
 
+    /// Whether the new kernel is running.
+    pub(super) fn is_beyond_kexec(&self) -> bool {
+        self.jumped_ns.is_some()
+            || self.booted_ns.is_some()
+            || self.has_phase(PhaseName::Restore)
+            || self.has_phase(PhaseName::Finish)
+    }
+
     pub(super) fn set_phase(&mut self, name: PhaseName, record: &Record) {
         if let Some(end_ns) = record.end_ns() {
             let span = Span {
@@ -258,10 +266,7 @@ impl Update {
     /// not seen is there as unknown.
     #[must_use]
     pub fn phases(&self) -> Vec<Phase> {
-        let beyond_kexec = self.jumped_ns.is_some()
-            || self.booted_ns.is_some()
-            || self.has_phase(PhaseName::Restore)
-            || self.has_phase(PhaseName::Finish);
+        let beyond_kexec = self.is_beyond_kexec();
         let frozen = self.has_phase(PhaseName::Freeze) || beyond_kexec;
         PhaseName::ALL
             .into_iter()

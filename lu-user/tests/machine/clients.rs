@@ -95,6 +95,10 @@ fn exit_status() -> Outcome {
     expect_status(&run(&["emulate", "--", "sh", "-c", "exit 42"])?, 42)?;
     expect_status(&run(&["emulate", "--", "sh", "-c", "kill -9 $$"])?, 137)?;
     expect_status(&run(&["emulate", "--", "/no/such/program"])?, 1)?;
+    // A signal that asks for the end reaches the command, which has none of ours blocked.
+    let script =
+        "grep -q 'SigBlk:.0000000000000000' /proc/self/status && kill -TERM $PPID && exec sleep 20";
+    expect_status(&run(&["emulate", "--", "sh", "-c", script])?, 143)?;
     // The device is the command's alone.
     let device = std::path::Path::new("/dev/liveupdate");
     let before = device.exists();

@@ -27,7 +27,7 @@ fn watched(options: &[&str], script: &str) -> Result<Value, Failed> {
     let recorder = Background::start(
         &["run", "--journal", journal],
         Stdio::null(),
-        "hooks attached",
+        "17 of 17 hooks attached",
     )?;
     let script = script.replace("lu ", &format!("{} ", lu()));
     let args = [

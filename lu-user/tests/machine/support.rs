@@ -207,7 +207,7 @@ impl Trace {
         let path = folder.path().join("trace.jsonl");
         let file = std::fs::File::create(&path)?;
         let args = [&["trace", "--json"], more].concat();
-        let background = Background::start(&args, file.into(), "hooks attached")?;
+        let background = Background::start(&args, file.into(), "17 of 17 hooks attached")?;
         Ok(Self {
             background,
             path,
