@@ -32,7 +32,7 @@ pub fn say(line: &str) {
     eprintln!("xtask: {line}");
 }
 
-/// `program` with its standard output sent to standard error.
+/// `program`, to be started in the workspace's root, with nothing on its standard input.
 pub fn command(program: impl AsRef<OsStr>) -> Command {
     let mut command = Command::new(program);
     command.current_dir(root()).stdin(Stdio::null());

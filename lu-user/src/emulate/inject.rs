@@ -304,22 +304,29 @@ impl Donor {
     }
 }
 
-/// What the donor does: only system calls, no allocation.
-fn donate(fd: RawFd, ready: RawFd, uid: u32, gid: u32) -> ! {
-    let (low, high) = (fd.min(ready) as u32, fd.max(ready) as u32);
-    let no_capabilities = [0_u32; 6];
-    let header = [0x2008_0522_u32, 0];
+/// Closes every descriptor but those that are kept, the standard ones too, by system calls alone: for a
+/// child that outlives its fork.
+pub fn close_all_but<const N: usize>(mut keep: [RawFd; N]) {
     let close_range = |first: u32, last: u32| {
         // SAFETY: the call takes three integers; no descriptor within is used again.
         unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
     };
-    if low > 0 {
-        close_range(0, low - 1);
+    keep.sort_unstable();
+    let mut first = 0;
+    for kept in keep.map(|fd| fd as u32) {
+        if kept > first {
+            close_range(first, kept - 1);
+        }
+        first = kept + 1;
     }
-    if high > low + 1 {
-        close_range(low + 1, high - 1);
-    }
-    close_range(high + 1, u32::MAX);
+    close_range(first, u32::MAX);
+}
+
+/// What the donor does: only system calls, no allocation.
+fn donate(fd: RawFd, ready: RawFd, uid: u32, gid: u32) -> ! {
+    let no_capabilities = [0_u32; 6];
+    let header = [0x2008_0522_u32, 0];
+    close_all_but([fd, ready]);
     // The raw calls: the C library's would wake threads that this process does not have.
     // SAFETY: the kernel reads no group.
     unsafe { libc::syscall(libc::SYS_setgroups, 0, std::ptr::null::<u32>()) };

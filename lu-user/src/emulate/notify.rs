@@ -15,7 +15,7 @@ use nix::unistd::{ForkResult, Pid, fork, setsid};
 
 use super::client::Client;
 use super::stat::Stat;
-use super::{luo, reboot};
+use super::{inject, luo, reboot};
 
 /// `LINUX_REBOOT_CMD_KEXEC`, `LINUX_REBOOT_MAGIC1`, and the four values of the second magic number.
 const KEXEC: u32 = 0x4558_4543;
@@ -109,7 +109,8 @@ pub fn leave_behind(listener: &OwnedFd) {
     // SAFETY: the child makes system calls alone until it ends.
     if let Ok(ForkResult::Child) = unsafe { fork() } {
         let _ = setsid();
-        close_all_but(listener.as_raw_fd());
+        // Nobody must wait for the end of a pipe of ours.
+        inject::close_all_but([listener.as_raw_fd()]);
         loop {
             match receive(listener) {
                 Ok(notice) if i64::from(notice.data.nr) == libc::SYS_reboot => {
@@ -122,18 +123,6 @@ pub fn leave_behind(listener: &OwnedFd) {
             }
         }
     }
-}
-
-/// Closes every descriptor but one, standard ones included: nobody must wait for the end of ours.
-fn close_all_but(fd: i32) {
-    let close_range = |first: u32, last: u32| {
-        // SAFETY: the call takes three integers; no descriptor within is used again.
-        unsafe { libc::syscall(libc::SYS_close_range, first, last, 0) };
-    };
-    if let Some(below) = (fd as u32).checked_sub(1) {
-        close_range(0, below);
-    }
-    close_range(fd as u32 + 1, u32::MAX);
 }
 
 fn receive(listener: &OwnedFd) -> Result<libc::seccomp_notif, Errno> {

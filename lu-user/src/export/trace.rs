@@ -84,7 +84,8 @@ impl From<&Record> for TraceLine {
             tid: task.then_some(header.tid),
             uid: task.then_some(header.uid),
             comm: task.then(|| String::from_utf8_lossy(record.comm()).into_owned()),
-            cgroup_id: task.then_some(header.cgroup_id),
+            // No cgroup has number 0: it was not to be found out.
+            cgroup_id: Some(header.cgroup_id).filter(|id| task && *id != 0),
             cpu: hook.then_some(header.cpu),
             seq: hook.then_some(header.seq),
             lost: record.lost(),
