@@ -21,18 +21,55 @@ pub fn cargo() -> Result<Command> {
 /// Builds the release binary and returns its path.
 pub fn lu() -> Result<PathBuf> {
     sh::say("building lu (release)");
-    executable(&["--bin", "lu"], "lu")
+    executable(cargo()?, "lu-user", &["--bin", "lu"], "lu")
 }
 
 /// The release binary and the example that plays the demo's clients.
 pub fn demo() -> Result<(PathBuf, PathBuf)> {
-    Ok((lu()?, executable(&["--example", "demo"], "demo")?))
+    let example = executable(cargo()?, "lu-user", &["--example", "demo"], "demo")?;
+    Ok((lu()?, example))
 }
 
-fn executable(target: &[&str], name: &str) -> Result<PathBuf> {
+/// The release binary for a machine that has no libraries.
+pub fn lu_static() -> Result<PathBuf> {
+    sh::say("building lu (release, static)");
+    linked_statically("lu-user", &["--bin", "lu"], "lu")
+}
+
+/// The clients of the lab's built-in scenario.
+pub fn lab_scenario() -> Result<PathBuf> {
+    linked_statically("lu-user", &["--example", "sessions"], "sessions")
+}
+
+/// PID 1 of the lab's guest.
+pub fn lab_init() -> Result<PathBuf> {
+    linked_statically("xtask", &["--bin", "lab-init"], "lab-init")
+}
+
+/// Builds for the host's own target by name: only then do the flags not reach build scripts, which could
+/// not load their procedural macros if they were static.
+fn linked_statically(package: &str, target: &[&str], name: &str) -> Result<PathBuf> {
+    let host = setup::rustc_field("host")?;
+    let mut command = cargo()?;
+    command
+        .env(
+            format!(
+                "CARGO_TARGET_{}_RUSTFLAGS",
+                host.to_uppercase().replace('-', "_")
+            ),
+            "-Ctarget-feature=+crt-static",
+        )
+        // These would win over the line above.
+        .env_remove("RUSTFLAGS")
+        .env_remove("CARGO_ENCODED_RUSTFLAGS");
+    let target: Vec<&str> = target.iter().copied().chain(["--target", &*host]).collect();
+    executable(command, package, &target, name)
+}
+
+fn executable(mut cargo: Command, package: &str, target: &[&str], name: &str) -> Result<PathBuf> {
     let messages = sh::read(
-        cargo()?
-            .args(["build", "--release", "--package", "lu-user"])
+        cargo
+            .args(["build", "--release", "--package", package])
             .args(target)
             .arg("--message-format=json-render-diagnostics"),
     )?;

@@ -2,10 +2,14 @@
 
 mod bench;
 mod build;
+mod debian;
 mod demo;
+mod lab;
 mod setup;
 mod sh;
 mod test;
+
+use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -14,7 +18,7 @@ use clap::{Parser, Subcommand};
 #[command(
     name = "cargo xtask",
     about = "Set up, build, show and test lu",
-    after_help = "Examples:\n  cargo xtask demo          a whole live update on the emulated orchestrator\n  cargo xtask demo --json   the same, as one JSON document\n  cargo xtask test          formatting, lints and every test"
+    after_help = "Examples:\n  cargo xtask demo          a whole live update on the emulated orchestrator\n  cargo xtask demo --json   the same, as one JSON document\n  cargo xtask test          formatting, lints and every test\n  cargo xtask lab run --out /tmp/lab   a real live update in a virtual machine"
 )]
 struct Args {
     #[command(subcommand)]
@@ -42,6 +46,7 @@ enum Command {
     /// Measure, beside a peer that does the same, in one run.
     #[command(subcommand)]
     Bench(Bench),
+    Lab(lab::cli::Args),
 }
 
 #[derive(Subcommand)]
@@ -50,8 +55,22 @@ enum Bench {
     Startup,
 }
 
-fn main() -> Result<()> {
-    match Args::parse().command {
+fn main() -> ExitCode {
+    let done = match Args::parse().command {
+        Command::Lab(args) => return args.run(),
+        command => run(command),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("Error: {error:?}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    match command {
         Command::Setup => setup::ensure(setup::For::Build),
         Command::Build => {
             setup::ensure(setup::For::Build)?;
@@ -71,5 +90,7 @@ fn main() -> Result<()> {
             setup::ensure(setup::For::Bench)?;
             bench::startup(&build::lu()?)
         }
+        // Its exit status has more to say.
+        Command::Lab(_) => unreachable!("handled in main"),
     }
 }

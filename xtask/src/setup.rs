@@ -4,28 +4,17 @@
 //! wanted beside a C compiler: the standard library's source, from which cargo builds `core`, and
 //! `bpf-linker`, which is built against the compiler's own LLVM so that no other LLVM is needed.
 
-use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, bail};
 
+use crate::debian::Archive;
 use crate::sh;
 
 /// The release that is known to work with the aya versions in `Cargo.lock`.
 const BPF_LINKER: &str = "0.13.0";
-
-/// Suites of a Debian mirror that may hold a newer compiler than the machine's own, oldest first.
-const SUITES: [&str; 7] = [
-    "oldstable-backports",
-    "stable",
-    "stable-backports",
-    "stable-backports-sloppy",
-    "testing",
-    "unstable",
-    "experimental",
-];
 
 /// What the machine is to be made ready for.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -36,22 +25,46 @@ pub enum For {
     Test,
     /// Running the benchmarks beside their peers too.
     Bench,
+    /// Running the lab's virtual machines.
+    Lab,
+    /// A shell in one of them too.
+    LabShell,
+    /// Building the lab's kernel; nothing of Rust is needed for that.
+    LabKernel,
 }
 
 /// A program from the distribution, and the Debian package that brings it.
 struct Program {
+    /// Its name in `PATH`; for a library, the full path of its header.
     name: &'static str,
     package: &'static str,
     why: &'static str,
     wanted: &'static [For],
 }
 
-const PROGRAMS: [Program; 2] = [
+impl Program {
+    fn is_here(&self) -> bool {
+        if self.name.starts_with('/') {
+            Path::new(self.name).is_file()
+        } else {
+            sh::found(self.name)
+        }
+    }
+}
+
+const PROGRAMS: [Program; 12] = [
     Program {
         name: "cc",
         package: "gcc libc6-dev",
         why: "links every program, and compiles the C clients of the tests",
-        wanted: &[For::Build, For::Test, For::Bench],
+        wanted: &[
+            For::Build,
+            For::Test,
+            For::Bench,
+            For::Lab,
+            For::LabShell,
+            For::LabKernel,
+        ],
     },
     Program {
         name: "bpftrace",
@@ -59,11 +72,74 @@ const PROGRAMS: [Program; 2] = [
         why: "is the peer that startup and memory are compared with",
         wanted: &[For::Bench],
     },
+    Program {
+        name: "qemu-system-x86_64",
+        package: "qemu-system-x86",
+        why: "runs the lab's virtual machines",
+        wanted: &[For::Lab, For::LabShell],
+    },
+    Program {
+        name: "busybox",
+        package: "busybox-static",
+        why: "is the shell in the lab's guest",
+        wanted: &[For::LabShell],
+    },
+    Program {
+        name: "make",
+        package: "make",
+        why: "builds the lab's kernel",
+        wanted: &[For::LabKernel],
+    },
+    Program {
+        name: "flex",
+        package: "flex",
+        why: "builds the lab's kernel",
+        wanted: &[For::LabKernel],
+    },
+    Program {
+        name: "bison",
+        package: "bison",
+        why: "builds the lab's kernel",
+        wanted: &[For::LabKernel],
+    },
+    Program {
+        name: "bc",
+        package: "bc",
+        why: "builds the lab's kernel",
+        wanted: &[For::LabKernel],
+    },
+    Program {
+        name: "/usr/include/libelf.h",
+        package: "libelf-dev",
+        why: "is what the kernel's objtool is built with",
+        wanted: &[For::LabKernel],
+    },
+    Program {
+        name: "pahole",
+        package: "dwarves",
+        why: "makes the kernel's BTF, by which BPF programs find their hooks",
+        wanted: &[For::LabKernel],
+    },
+    Program {
+        name: "xz",
+        package: "xz-utils",
+        why: "unpacks the kernel's source and Debian's modules",
+        wanted: &[For::LabKernel],
+    },
+    Program {
+        name: "rsync",
+        package: "rsync",
+        why: "exports the kernel's headers for its selftests",
+        wanted: &[For::LabKernel],
+    },
 ];
 
 /// Checks everything that `purpose` needs and brings in what is missing; silent where nothing is.
 pub fn ensure(purpose: For) -> Result<()> {
     programs(purpose)?;
+    if purpose == For::LabKernel {
+        return Ok(());
+    }
     components(purpose)?;
     rust_src().context("the standard library's source (rust-src) could not be brought in")?;
     bpf_linker().context("bpf-linker could not be built")?;
@@ -78,7 +154,7 @@ pub fn tools() -> Result<PathBuf> {
 fn programs(purpose: For) -> Result<()> {
     let missing: Vec<&Program> = PROGRAMS
         .iter()
-        .filter(|program| program.wanted.contains(&purpose) && !sh::found(program.name))
+        .filter(|program| program.wanted.contains(&purpose) && !program.is_here())
         .collect();
     if missing.is_empty() {
         return Ok(());
@@ -142,7 +218,8 @@ fn rustc() -> Command {
     sh::command(std::env::var_os("RUSTC").unwrap_or_else(|| "rustc".into()))
 }
 
-fn rustc_field(field: &str) -> Result<String> {
+/// A line of what the compiler says of itself.
+pub fn rustc_field(field: &str) -> Result<String> {
     let verbose = sh::read(rustc().arg("-vV"))?;
     verbose
         .lines()
@@ -175,9 +252,6 @@ fn rust_src() -> Result<()> {
         rustc_field("release")?,
         place.display()
     );
-    if !(sh::found("apt-get") && sh::found("dpkg-deb")) {
-        bail!("rustup does not have it, and there is no apt-get to look for Debian's\n  {by_hand}");
-    }
     sh::say("looking for Debian's package of the same version");
     debian_rust_src(&place).context(by_hand)?;
     if !present() {
@@ -186,70 +260,28 @@ fn rust_src() -> Result<()> {
     Ok(())
 }
 
-/// Fetches Debian's `rust-src` of the compiler's version and copies its `library` to `place`.
-///
-/// A suite that the machine does not use may have it, so apt is run with its own lists and sources, which
-/// name the mirror that is configured; the system's stay as they are.
+/// Fetches Debian's `rust-src` of the compiler's version, which a suite that the machine does not use may
+/// have, and copies its `library` to `place`.
 fn debian_rust_src(place: &Path) -> Result<()> {
     let release = rustc_field("release")?;
-    let scratch = sh::cache()?.join("apt");
-    // What an interrupted run left.
-    let _ = fs::remove_dir_all(&scratch);
-    for dir in ["lists/partial", "archives/partial", "unpacked"] {
-        fs::create_dir_all(scratch.join(dir))?;
-    }
-    let mirror = debian_mirror()?;
-    let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
-    let mut sources = String::new();
-    for suite in SUITES {
-        let _ = writeln!(sources, "deb [signed-by={keyring}] {mirror} {suite} main");
-    }
-    let list = scratch.join("sources.list");
-    fs::write(&list, sources)?;
-    let empty = scratch.join("empty");
-    fs::write(&empty, "")?;
-    let apt = |program: &str| {
-        let mut command = sh::command(program);
-        command.current_dir(&scratch);
-        for (key, value) in [
-            ("Dir::Etc::SourceList", list.as_path()),
-            ("Dir::Etc::SourceParts", Path::new("-")),
-            ("Dir::State::lists", &scratch.join("lists")),
-            ("Dir::State::status", &empty),
-            ("Dir::Cache", &scratch),
-            ("APT::Sandbox::User", Path::new("root")),
-        ] {
-            command.arg("-o").arg(format!("{key}={}", value.display()));
-        }
-        command
+    let archive = Archive::open()?;
+    let offers = archive.offers(&["rust-src".into()])?;
+    let Some(offer) = offers
+        .iter()
+        .find(|offer| offer.version.starts_with(&format!("{release}+")))
+    else {
+        bail!(
+            "no suite of {} has rust-src {release}; it has: {}",
+            archive.mirror(),
+            offers
+                .iter()
+                .map(|offer| offer.version.as_str())
+                .collect::<Vec<_>>()
+                .join(", ")
+        );
     };
-    // A suite that the mirror lacks is no reason to stop: what counts is that one has the package.
-    let updated = sh::run_quietly(apt("apt-get").arg("update"));
-    let versions = sh::read(apt("apt-cache").args(["madison", "rust-src"]))?;
-    let wanted = versions
-        .lines()
-        .filter_map(|line| line.split('|').nth(1).map(str::trim))
-        .find(|version| version.starts_with(&format!("{release}+")));
-    let Some(version) = wanted else {
-        updated?;
-        bail!("no suite of {mirror} has rust-src {release}; it has:\n{versions}");
-    };
-    sh::say(&format!("fetching rust-src {version}"));
-    sh::run_quietly(apt("apt-get").args(["download", &format!("rust-src={version}")]))?;
-    let package = fs::read_dir(&scratch)?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .find(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
-            name.starts_with("rust-src_") && name.ends_with(".deb")
-        })
-        .context("apt-get download left no package")?;
-    let unpacked = scratch.join("unpacked");
-    sh::run_quietly(
-        sh::command("dpkg-deb")
-            .arg("-x")
-            .arg(&package)
-            .arg(&unpacked),
-    )?;
+    let unpacked = sh::Scratch::new("rust-src")?;
+    archive.unpack(offer, &unpacked)?;
     let library = unpacked
         .join("usr/src")
         .join(format!("rustc-{release}"))
@@ -266,24 +298,7 @@ fn debian_rust_src(place: &Path) -> Result<()> {
     let _ = fs::remove_dir_all(&arriving);
     sh::run_quietly(sh::command("cp").arg("-rL").arg(&library).arg(&arriving))?;
     fs::rename(&arriving, place.join("library"))?;
-    fs::remove_dir_all(&scratch)?;
     Ok(())
-}
-
-/// The address of the Debian mirror that the machine uses.
-fn debian_mirror() -> Result<String> {
-    let repositories = sh::read(sh::command("apt-get").args([
-        "indextargets",
-        "--format",
-        "$(ORIGIN) $(REPO_URI)",
-        "Created-By: Packages",
-    ]))?;
-    repositories
-        .lines()
-        .filter_map(|line| line.strip_prefix("Debian "))
-        .find(|uri| !uri.contains("security"))
-        .map(|uri| uri.trim_end_matches('/').to_owned())
-        .context("apt knows no Debian mirror: run `apt-get update` once as root")
 }
 
 fn bpf_linker() -> Result<()> {

@@ -1,6 +1,8 @@
 //! Running other programs: what is run is said, and a failure names the command.
 
 use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -25,6 +27,51 @@ pub fn cache() -> Result<PathBuf> {
     }
     let home = std::env::var_os("HOME").context("HOME is not set; set LU_CACHE to a folder")?;
     Ok(Path::new(&home).join(".cache/lu"))
+}
+
+/// Waits until nobody else holds the lock at `path`. It is free again when what this returns is dropped.
+pub fn lock(path: &Path) -> Result<File> {
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent)?;
+    }
+    let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
+    if file.try_lock().is_err() {
+        say(&format!(
+            "waiting for another run that holds {}",
+            path.display()
+        ));
+        file.lock()?;
+    }
+    Ok(file)
+}
+
+/// A folder in the cache for work in progress, which goes when this is dropped.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    /// An empty one. What an interrupted run left under the same name goes first, so whoever shares the
+    /// cache must hold a lock.
+    pub fn new(name: &str) -> Result<Self> {
+        let scratch = Self(cache()?.join("scratch").join(name));
+        let _ = fs::remove_dir_all(&scratch.0);
+        fs::create_dir_all(&scratch.0)
+            .with_context(|| format!("cannot create {}", scratch.0.display()))?;
+        Ok(scratch)
+    }
+}
+
+impl Deref for Scratch {
+    type Target = Path;
+
+    fn deref(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 /// A progress line. Standard output belongs to results, so progress goes to standard error.
@@ -71,8 +118,14 @@ pub fn read(command: &mut Command) -> Result<String> {
 
 /// Whether `program` is in `PATH`.
 pub fn found(program: &str) -> bool {
-    std::env::var_os("PATH")
-        .is_some_and(|path| std::env::split_paths(&path).any(|dir| dir.join(program).is_file()))
+    find(program).is_some()
+}
+
+/// Where in `PATH` `program` is.
+pub fn find(program: &str) -> Option<PathBuf> {
+    std::env::split_paths(&std::env::var_os("PATH")?)
+        .map(|dir| dir.join(program))
+        .find(|path| path.is_file())
 }
 
 fn shown(command: &Command) -> String {

@@ -1,0 +1,229 @@
+//! What the guest boots from: an initramfs with init alone, and a disk with everything else.
+//!
+//! The initramfs is small, so that the second kernel's is loaded and unpacked quickly, and it can be handed
+//! to kexec whole: it need not contain itself, as the disk contains it.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context as _, Result, ensure};
+use cpio::NewcBuilder;
+use cpio::newc::{ModeFileType, trailer};
+
+use super::protocol::{INITRD, KERNEL, PLAN, Plan};
+
+/// The folders that the kernel and init expect.
+const FOLDERS: [&str; 5] = ["dev", "proc", "sys", "bin", "modules"];
+
+/// A file for the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Include {
+    /// Where it is here.
+    pub host: PathBuf,
+    /// Where it is to be in the guest, from the root.
+    pub guest: PathBuf,
+}
+
+impl Include {
+    /// A program, into the guest's `PATH`.
+    pub fn program(host: &Path) -> Result<Self> {
+        let name = host
+            .file_name()
+            .with_context(|| format!("{} is no file", host.display()))?;
+        Ok(Self {
+            host: host.into(),
+            guest: Path::new("/bin").join(name),
+        })
+    }
+}
+
+impl std::str::FromStr for Include {
+    type Err = anyhow::Error;
+
+    /// `FILE` or `FILE=/path/in/guest`.
+    fn from_str(text: &str) -> Result<Self> {
+        let Some((host, guest)) = text.split_once('=') else {
+            return Self::program(text.as_ref());
+        };
+        let path = Path::new(guest);
+        ensure!(
+            path.is_absolute()
+                && path.file_name().is_some()
+                && !path.components().any(|part| part.as_os_str() == ".."),
+            "{guest} is no file's full path in the guest"
+        );
+        Ok(Self {
+            host: host.into(),
+            guest: guest.into(),
+        })
+    }
+}
+
+/// Writes the initramfs.
+pub fn initramfs(path: &Path, init: &Path, plan: &Plan, modules: &[PathBuf]) -> Result<()> {
+    let mut archive = Initramfs {
+        out: BufWriter::new(create(path)?),
+        entries: 0,
+    };
+    for folder in FOLDERS {
+        archive.add(entry(folder, 0o755, ModeFileType::Directory), &[])?;
+    }
+    // Without it init would start with no standard error.
+    let console = entry("dev/console", 0o600, ModeFileType::Char)
+        .rdev_major(5)
+        .rdev_minor(1);
+    archive.add(console, &[])?;
+    archive.add(entry("init", 0o755, ModeFileType::Regular), &read(init)?)?;
+    for module in modules {
+        let name = module_name(module)?;
+        archive.add(entry(&name, 0o644, ModeFileType::Regular), &read(module)?)?;
+    }
+    archive.add(
+        entry(PLAN.trim_start_matches('/'), 0o644, ModeFileType::Regular),
+        &serde_json::to_vec(plan)?,
+    )?;
+    trailer(archive.out)?.flush()?;
+    Ok(())
+}
+
+/// Where a module is in the initramfs.
+pub fn module_name(module: &Path) -> Result<String> {
+    let name = module
+        .file_name()
+        .and_then(|name| name.to_str())
+        .with_context(|| format!("{} is no module", module.display()))?;
+    Ok(format!("modules/{name}"))
+}
+
+struct Initramfs<W> {
+    out: W,
+    entries: u32,
+}
+
+impl<W: Write> Initramfs<W> {
+    fn add(&mut self, entry: NewcBuilder, content: &[u8]) -> Result<()> {
+        self.entries += 1;
+        let size = u32::try_from(content.len()).context("a file of 4 GiB in the initramfs")?;
+        // Two entries of one number would be taken for hard links.
+        let mut writer = entry.ino(self.entries).nlink(1).write(&mut self.out, size);
+        writer.write_all(content)?;
+        writer.finish()?;
+        Ok(())
+    }
+}
+
+fn entry(name: &str, mode: u32, kind: ModeFileType) -> NewcBuilder {
+    NewcBuilder::new(name).mode(mode).set_mode_file_type(kind)
+}
+
+/// Writes the disk of files for the guest: `includes`, and what kexec loads.
+pub fn disk(path: &Path, includes: &[Include], kernel: &Path, initrd: &Path) -> Result<()> {
+    let mut archive = tar::Builder::new(BufWriter::new(create(path)?));
+    let mut folders = BTreeSet::new();
+    for include in includes {
+        let guest = include.guest.strip_prefix("/").unwrap_or(&include.guest);
+        for folder in guest.ancestors().skip(1) {
+            if !folder.as_os_str().is_empty() {
+                folders.insert(folder.to_owned());
+            }
+        }
+    }
+    folders.insert("boot".into());
+    for folder in folders {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Directory);
+        header.set_mode(0o755);
+        header.set_size(0);
+        archive.append_data(&mut header, &folder, std::io::empty())?;
+    }
+    for include in includes {
+        let guest = include.guest.strip_prefix("/").unwrap_or(&include.guest);
+        archive
+            .append_path_with_name(&include.host, guest)
+            .with_context(|| format!("cannot include {}", include.host.display()))?;
+    }
+    archive
+        .append_path_with_name(kernel, KERNEL)
+        .with_context(|| format!("cannot read the kernel {}", kernel.display()))?;
+    archive.append_path_with_name(initrd, INITRD)?;
+    archive.into_inner()?.flush()?;
+    Ok(())
+}
+
+/// An empty disk for what the guest brings out; it takes room only as it is written.
+pub fn empty_disk(path: &Path, size: u64) -> Result<()> {
+    create(path)?.set_len(size)?;
+    Ok(())
+}
+
+/// Writes the files of a disk that a guest filled into `folder`. An entry of a known name continues it.
+pub fn extract(disk: &Path, folder: &Path) -> Result<()> {
+    let mut archive = tar::Archive::new(File::open(disk)?);
+    for entry in archive.entries()? {
+        // The guest died while it wrote: what came before is whole.
+        let Ok(mut entry) = entry else { break };
+        let name = entry.path()?.into_owned();
+        // Only a plain name: what a guest says is no reason to write elsewhere.
+        ensure!(
+            name.file_name() == Some(name.as_os_str()),
+            "the guest brings out a file named {}",
+            name.display()
+        );
+        let mut file = File::options()
+            .create(true)
+            .append(true)
+            .open(folder.join(&name))?;
+        std::io::copy(&mut entry, &mut file)?;
+    }
+    Ok(())
+}
+
+fn create(path: &Path) -> Result<File> {
+    File::create(path).with_context(|| format!("cannot create {}", path.display()))
+}
+
+fn read(path: &Path) -> Result<Vec<u8>> {
+    fs::read(path).with_context(|| format!("cannot read {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_lands_in_bin_unless_told_otherwise() {
+        let plain: Include = "/somewhere/tool".parse().expect("a file");
+        assert_eq!(plain.guest, Path::new("/bin/tool"));
+        let placed: Include = "tool=/etc/tool.conf".parse().expect("two paths");
+        assert_eq!(placed.host, Path::new("tool"));
+        assert_eq!(placed.guest, Path::new("/etc/tool.conf"));
+        for wrong in ["tool=relative", "tool=/a/../b", "tool=/", "/"] {
+            assert!(wrong.parse::<Include>().is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn pieces_of_a_file_come_out_as_one() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let disk = folder.path().join("disk");
+        let out = folder.path().join("out");
+        fs::create_dir(&out).expect("created");
+        empty_disk(&disk, 1 << 20).expect("an empty disk");
+        extract(&disk, &out).expect("nothing in it");
+        let file = File::options().write(true).open(&disk).expect("opened");
+        let mut archive = tar::Builder::new(file);
+        for (name, piece) in [("a", "one "), ("b", "other"), ("a", "two")] {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(piece.len() as u64);
+            archive
+                .append_data(&mut header, name, piece.as_bytes())
+                .expect("appended");
+        }
+        drop(archive);
+        extract(&disk, &out).expect("extracted");
+        assert_eq!(fs::read(out.join("a")).expect("there"), b"one two");
+        assert_eq!(fs::read(out.join("b")).expect("there"), b"other");
+    }
+}

@@ -1,0 +1,441 @@
+//! The lab: a virtual machine with a real orchestrator and a real kexec.
+//!
+//! A [`Run`] is one machine from power-on to power-off: stage 1, the jump into the next kernel, stage 2,
+//! with `lu run` beside both. [`Run::start`] gives an [`Outcome`], or an error where the lab itself
+//! failed.
+
+pub mod cli;
+mod debian_cloud;
+mod image;
+pub mod kernel;
+mod machine;
+mod protocol;
+pub mod selftests;
+
+use std::fs::{self, File};
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use serde_json::{Value, json};
+
+pub use image::Include;
+use machine::{Accelerator, Machine};
+use protocol::{DISKS_OUT, Plan, Status, Step};
+
+use crate::{build, sh};
+
+/// A guest's memory unless told otherwise: with half of it kexec finds no room for the next kernel.
+pub const MEMORY: &str = "2G";
+
+/// How long a run may take unless told otherwise.
+pub const LIMIT: Duration = Duration::from_secs(180);
+
+/// The most that a boot can bring out, in bytes. It takes room only as it is written.
+const DISK_SIZE: u64 = 4 << 30;
+
+/// What a run leaves in its folder under names that are known before, beside what stages write.
+const LEFT: [&str; 16] = [
+    "status.json",
+    "console.log",
+    "report.json",
+    "trace.jsonl",
+    "stage1.out",
+    "stage1.err",
+    "stage2.out",
+    "stage2.err",
+    "lu-run-1.out",
+    "lu-run-1.err",
+    "lu-run-2.out",
+    "lu-run-2.err",
+    "lu-report.err",
+    "lu-trace.err",
+    "lu-report.out",
+    "lu-trace.out",
+];
+
+/// A kernel with the modules that init must load, in this order.
+#[derive(Clone, Debug)]
+pub struct Kernel {
+    /// The image that QEMU and kexec load.
+    pub image: PathBuf,
+    /// Module files, uncompressed.
+    pub modules: Vec<PathBuf>,
+}
+
+impl Kernel {
+    /// `LU_LAB_KERNEL`, or the project's own, built where it is missing.
+    pub fn own() -> Result<Self> {
+        Ok(Self {
+            image: kernel::ensure()?,
+            modules: Vec::new(),
+        })
+    }
+
+    /// Debian's newest cloud kernel of stable, which has no orchestrator.
+    pub fn debian_cloud() -> Result<Self> {
+        debian_cloud::ensure()
+    }
+}
+
+/// One machine from power-on to power-off.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// What it boots, and jumps into.
+    pub kernel: Kernel,
+    /// The commands of stage 1 and 2, as words.
+    pub stages: [Option<Vec<String>>; 2],
+    /// Files for the guest, beside lu.
+    pub includes: Vec<Include>,
+    /// Memory, as QEMU takes it.
+    pub memory: String,
+    /// More of a kernel command line, for both kernels.
+    pub append: String,
+    /// How long it may take.
+    pub limit: Duration,
+    /// Stage 1 only, and no kexec.
+    pub single_boot: bool,
+    /// `lu run` beside the stages, a report and a trace at the end.
+    pub with_lu: bool,
+    /// Where what it brings out goes; created.
+    pub out: PathBuf,
+}
+
+/// How a stage ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StageEnd {
+    /// Its command was not run.
+    NotRun,
+    /// It ran when its kernel ended, as a stage does that calls reboot(KEXEC) itself.
+    Jumped,
+    /// It ran when the guest ended otherwise.
+    Cut,
+    /// Its command ended.
+    Ended(Status),
+}
+
+/// What a run showed.
+#[derive(Debug)]
+pub struct Outcome {
+    /// Where what it brought out is.
+    pub out: PathBuf,
+    /// Stage 1 and 2.
+    pub stages: [StageEnd; 2],
+    /// Every failure in the guest; empty if all passed.
+    pub failures: Vec<String>,
+    /// From power-on to power-off.
+    pub took: Duration,
+}
+
+impl Outcome {
+    /// A file that it brought out, as text.
+    pub fn read(&self, name: &str) -> Result<String> {
+        let path = self.out.join(name);
+        let bytes = fs::read(&path).with_context(|| format!("the guest left no {name}"))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+}
+
+impl Run {
+    /// A run of `kernel` with everything at its default and no stages.
+    pub fn new(kernel: Kernel, out: PathBuf) -> Self {
+        Self {
+            kernel,
+            stages: [None, None],
+            includes: Vec::new(),
+            memory: MEMORY.into(),
+            append: String::new(),
+            limit: LIMIT,
+            single_boot: false,
+            with_lu: true,
+            out,
+        }
+    }
+
+    /// The built-in scenario: sessions with memfds across a kexec, every byte compared.
+    pub fn scenario(kernel: Kernel, out: PathBuf) -> Result<Self> {
+        let mut run = Self::new(kernel, out);
+        run.includes
+            .push(Include::program(&build::lab_scenario()?)?);
+        run.stages = ["stage1", "stage2"].map(|stage| Some(vec!["sessions".into(), stage.into()]));
+        Ok(run)
+    }
+
+    /// Boots the machine and sees it to its end.
+    ///
+    /// # Errors
+    ///
+    /// Where the lab itself fails, or the guest dies; what failed in the guest is in the outcome.
+    pub fn start(&self) -> Result<Outcome> {
+        fs::create_dir_all(&self.out)
+            .with_context(|| format!("cannot create {}", self.out.display()))?;
+        for name in LEFT {
+            let _ = fs::remove_file(self.out.join(name));
+        }
+        let accelerator = Accelerator::choose(&self.kernel.image)?;
+        let scratch = tempfile::Builder::new().prefix("lu-lab-").tempdir()?;
+        let image = self.image(scratch.path(), false)?;
+        let start = Instant::now();
+        let mut record = Record::new(start);
+        say(start, &format!("power-on, {}", accelerator.name()));
+        let death = image.machine(self, accelerator).run(
+            scratch.path(),
+            &self.out.join("console.log"),
+            self.limit,
+            |step| record.take(step),
+        );
+        // Whatever has happened, what was brought out helps to understand it.
+        let extracted = image
+            .disks_out
+            .iter()
+            .try_for_each(|disk| image::extract(disk, &self.out));
+        let took = start.elapsed();
+        let lab = match &death {
+            Err(error) => Some(format!("{error:#}")),
+            Ok(Some(death)) => Some(death.what.clone()),
+            Ok(None) => record.broken.clone(),
+        };
+        record.judge(self);
+        self.write_status(&record, lab.as_deref(), took)?;
+        if let Some(death) = death? {
+            bail!("{}\nthe end of its console:\n{}", death.what, death.console);
+        }
+        if let Some(broken) = record.broken {
+            bail!("init gave up: {broken}");
+        }
+        extracted?;
+        say(start, "power-off");
+        Ok(Outcome {
+            out: self.out.clone(),
+            stages: record.stages,
+            failures: record.failures,
+            took,
+        })
+    }
+
+    /// A shell on this terminal in the place of the stages.
+    pub fn shell(&self, busybox: &Path) -> Result<()> {
+        let accelerator = Accelerator::choose(&self.kernel.image)?;
+        let scratch = tempfile::Builder::new().prefix("lu-lab-").tempdir()?;
+        let mut run = self.clone();
+        run.includes.push(Include {
+            host: busybox.into(),
+            guest: "/bin/busybox".into(),
+        });
+        let image = run.image(scratch.path(), true)?;
+        image.machine(&run, accelerator).interact()
+    }
+
+    fn image(&self, scratch: &Path, shell: bool) -> Result<Image> {
+        ensure!(
+            !self.memory.is_empty() && !self.memory.contains(','),
+            "{:?} is no amount of memory",
+            self.memory
+        );
+        let mut includes = self.includes.clone();
+        if self.with_lu {
+            includes.push(Include::program(&build::lu_static()?)?);
+        }
+        let modules = self
+            .kernel
+            .modules
+            .iter()
+            .map(|module| Ok(format!("/{}", image::module_name(module)?)))
+            .collect::<Result<_>>()?;
+        let plan = Plan {
+            modules,
+            stages: self.stages.clone(),
+            single_boot: self.single_boot,
+            with_lu: self.with_lu,
+            shell,
+        };
+        let image = Image {
+            initramfs: scratch.join("initramfs"),
+            disk_in: scratch.join("in"),
+            disks_out: DISKS_OUT.map(|name| scratch.join(name)),
+        };
+        image::initramfs(
+            &image.initramfs,
+            &build::lab_init()?,
+            &plan,
+            &self.kernel.modules,
+        )?;
+        image::disk(
+            &image.disk_in,
+            &includes,
+            &self.kernel.image,
+            &image.initramfs,
+        )?;
+        for disk in &image.disks_out {
+            image::empty_disk(disk, DISK_SIZE)?;
+        }
+        Ok(image)
+    }
+
+    fn write_status(&self, record: &Record, lab: Option<&str>, took: Duration) -> Result<()> {
+        let stages: Vec<Value> = record
+            .stages
+            .iter()
+            .enumerate()
+            .map(|(index, end)| {
+                let (how, code, signal) = match end {
+                    StageEnd::NotRun => ("not run", None, None),
+                    StageEnd::Jumped => ("jumped", None, None),
+                    StageEnd::Cut => ("cut", None, None),
+                    StageEnd::Ended(Status::Exited(code)) => ("exited", Some(code), None),
+                    StageEnd::Ended(Status::Killed(signal)) => ("killed", None, Some(signal)),
+                };
+                json!({"stage": index + 1, "end": how, "code": code, "signal": signal})
+            })
+            .collect();
+        let status = json!({
+            "passed": lab.is_none() && record.failures.is_empty(),
+            "lab_failure": lab,
+            "failures": record.failures,
+            "stages": stages,
+            "kernels": record.releases,
+            "took_ms": took.as_millis() as u64,
+            "steps": record.steps,
+        });
+        let mut file = File::create(self.out.join("status.json"))?;
+        serde_json::to_writer_pretty(&mut file, &status)?;
+        file.write_all(b"\n")?;
+        Ok(())
+    }
+}
+
+/// The files that a machine is made of.
+struct Image {
+    initramfs: PathBuf,
+    disk_in: PathBuf,
+    disks_out: [PathBuf; 2],
+}
+
+impl Image {
+    fn machine<'a>(&'a self, run: &'a Run, accelerator: Accelerator) -> Machine<'a> {
+        Machine {
+            accelerator,
+            memory: &run.memory,
+            kernel: &run.kernel.image,
+            initramfs: &self.initramfs,
+            append: &run.append,
+            disk_in: &self.disk_in,
+            disks_out: self.disks_out.clone(),
+        }
+    }
+}
+
+/// What init has told so far.
+struct Record {
+    start: Instant,
+    steps: Vec<Value>,
+    releases: Vec<String>,
+    stages: [StageEnd; 2],
+    /// Failures in the guest.
+    failures: Vec<String>,
+    /// Why init gave up, where that is the lab's fault.
+    broken: Option<String>,
+    /// Programs of lu's that failed, with what they said.
+    lu: Vec<(String, String)>,
+}
+
+impl Record {
+    fn new(start: Instant) -> Self {
+        Self {
+            start,
+            steps: Vec::new(),
+            releases: Vec::new(),
+            stages: [StageEnd::NotRun; 2],
+            failures: Vec::new(),
+            broken: None,
+            lu: Vec::new(),
+        }
+    }
+
+    fn take(&mut self, step: &Step) {
+        let mut told = json!(step);
+        told["t_ms"] = (self.start.elapsed().as_millis() as u64).into();
+        self.steps.push(told);
+        say(self.start, &shown(step));
+        match step {
+            Step::Booted { boot, release } => {
+                self.releases.push(release.clone());
+                // A stage whose end was not told has made the jump itself.
+                if *boot == 2 && self.stages[0] == StageEnd::Cut {
+                    self.stages[0] = StageEnd::Jumped;
+                }
+            }
+            Step::Started { stage } => self.set(*stage, StageEnd::Cut),
+            Step::Ended { stage, status } => {
+                self.set(*stage, StageEnd::Ended(*status));
+                if !status.success() {
+                    self.failures
+                        .push(format!("stage {stage} {}", ended(*status)));
+                }
+            }
+            Step::Lu {
+                command,
+                status,
+                said,
+            } if !status.success() => self.lu.push((
+                command.clone(),
+                format!("lu {command} {}: {said}", ended(*status)),
+            )),
+            Step::Broken { text, by_lu: true } => self.failures.push(text.clone()),
+            Step::Broken { text, .. } => self.broken = Some(text.clone()),
+            _ => {}
+        }
+    }
+
+    fn set(&mut self, stage: usize, end: StageEnd) {
+        if let Some(place) = stage.checked_sub(1).and_then(|n| self.stages.get_mut(n)) {
+            *place = end;
+        }
+    }
+
+    /// Adds what is a failure only in view of the whole run.
+    fn judge(&mut self, run: &Run) {
+        let stopped = !self.failures.is_empty();
+        for (command, text) in &self.lu {
+            // A single boot, or a stage that failed, need not have made a live update to report.
+            if command == "run" || !(run.single_boot || stopped) {
+                self.failures.push(text.clone());
+            } else {
+                sh::say(&format!("lab: {text}"));
+            }
+        }
+    }
+}
+
+fn ended(status: Status) -> String {
+    match status {
+        Status::Exited(code) => format!("ended with exit status {code}"),
+        Status::Killed(signal) => format!("was ended by signal {signal}"),
+    }
+}
+
+fn shown(step: &Step) -> String {
+    match step {
+        Step::Booted { boot, release } => format!("boot {boot}: Linux {release}"),
+        Step::Loaded => "the kernel to jump into is loaded".into(),
+        Step::Attached { line } => line.clone(),
+        Step::Started { stage } => format!("stage {stage}"),
+        Step::Ended { stage, status } => format!("stage {stage} {}", ended(*status)),
+        Step::Jump => "reboot(KEXEC)".into(),
+        Step::Lu {
+            command, status, ..
+        } => format!("lu {command} {}", ended(*status)),
+        Step::Note { text } => format!("note: {text}"),
+        Step::Broken { text, .. } => format!("given up: {text}"),
+        Step::Done => "done".into(),
+    }
+}
+
+/// A progress line with the time since power-on.
+fn say(start: Instant, text: &str) {
+    sh::say(&format!(
+        "lab: {:6.2} s  {text}",
+        start.elapsed().as_secs_f64()
+    ));
+}

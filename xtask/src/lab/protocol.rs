@@ -1,0 +1,108 @@
+//! What the host tells the guest's init, and what init tells the host: both are built from this file.
+
+use serde::{Deserialize, Serialize};
+
+/// Where the plan is in the initramfs.
+pub const PLAN: &str = "/lab.json";
+
+/// The kernel parameter by which init knows that it runs in the second kernel.
+pub const SECOND_BOOT: &str = "lu_lab.boot=2";
+
+/// The serial numbers of the disks: the files for the guest, and what each boot brings out.
+pub const DISK_IN: &str = "lu-in";
+/// See [`DISK_IN`].
+pub const DISKS_OUT: [&str; 2] = ["lu-out1", "lu-out2"];
+
+/// Where, on the disk for the guest, the kernel and the initramfs are that kexec loads.
+pub const KERNEL: &str = "boot/kernel";
+/// See [`KERNEL`].
+pub const INITRD: &str = "boot/initrd";
+
+/// What init is to do.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Plan {
+    /// Kernel modules in the initramfs, in the order of loading.
+    pub modules: Vec<String>,
+    /// The commands of stage 1 and 2; without one the stage is left out.
+    pub stages: [Option<Vec<String>>; 2],
+    /// Stage 1 only, and no kexec.
+    pub single_boot: bool,
+    /// Run `lu run` beside the stages, and report at the end.
+    pub with_lu: bool,
+    /// A shell on the console in the place of the stages.
+    pub shell: bool,
+}
+
+/// How a program ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Status {
+    /// With this exit status.
+    Exited(i32),
+    /// By this signal.
+    Killed(i32),
+}
+
+impl Status {
+    /// Whether it ended well.
+    pub fn success(self) -> bool {
+        self == Self::Exited(0)
+    }
+}
+
+/// A line on the second serial port, as one JSON object: init has done this.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(tag = "step", rename_all = "kebab-case")]
+pub enum Step {
+    /// A kernel is up, and the files are in place.
+    Booted {
+        /// 1, or 2 after the kexec.
+        boot: usize,
+        /// `uname -r`.
+        release: String,
+    },
+    /// The kernel to jump into is loaded.
+    Loaded,
+    /// `lu run` has attached its hooks, and said this.
+    Attached {
+        /// Its line.
+        line: String,
+    },
+    /// A stage's command runs.
+    Started {
+        /// 1 or 2.
+        stage: usize,
+    },
+    /// A stage's command has ended.
+    Ended {
+        /// 1 or 2.
+        stage: usize,
+        /// How.
+        status: Status,
+    },
+    /// init calls reboot(KEXEC).
+    Jump,
+    /// A program of lu's has ended.
+    Lu {
+        /// `run`, `report` or `trace`.
+        command: String,
+        /// How.
+        status: Status,
+        /// The end of what it said on standard error.
+        said: String,
+    },
+    /// Something is not as wished, and the run goes on.
+    Note {
+        /// What.
+        text: String,
+    },
+    /// Something that ends the run.
+    Broken {
+        /// What.
+        text: String,
+        /// lu's own doing, rather than the lab's.
+        by_lu: bool,
+    },
+    /// All is done and brought out; the guest powers off.
+    Done,
+}
