@@ -74,6 +74,53 @@ numbered! {
         FilePrepare = 14, "file_prepare";
         /// The freeze callback of one file.
         FileFreeze = 15, "file_freeze";
+        /// The preserve callback of one file (sessions).
+        FilePreserve = 16, "file_preserve";
+        /// The retrieve callback of one file (sessions).
+        FileRetrieve = 17, "file_retrieve";
+        /// The finish callback of one file (sessions).
+        FileFinish = 18, "file_finish";
+        /// The unpreserve callback of one file (sessions).
+        FileUnpreserve = 19, "file_unpreserve";
+        /// `luo_session_create(name, struct file **)`.
+        SessionCreate = 20, "session_create";
+        /// `luo_session_retrieve(name, struct file **)`.
+        SessionRetrieve = 21, "session_retrieve";
+        /// `luo_session_release(inode, file)`: the last close of a session.
+        SessionRelease = 22, "session_release";
+        /// `luo_file_unpreserve_files(set)`: all files of a session that was closed before the kexec.
+        SessionUnpreserve = 23, "session_unpreserve";
+        /// `luo_file_freeze(set, …)`: all files of one session.
+        SessionFreeze = 24, "session_freeze";
+        /// `luo_file_unfreeze(set, …)`: a freeze undone.
+        SessionUnfreeze = 25, "session_unfreeze";
+        /// `luo_file_finish(set)`: all files of one session, by FINISH or by the last close.
+        SessionFinish = 26, "session_finish";
+        /// `luo_session_deserialize()`: what the old kernel handed over is read, at the first open.
+        Deserialize = 27, "deserialize";
+        /// `luo_flb_serialize()`: what files have in common (file-lifecycle-bound data).
+        FlbFreeze = 28, "flb_freeze";
+        /// The system call reboot(KEXEC) as a whole.
+        Kexec = 29, "kexec";
+        /// `kernel_restart_prepare(cmd)`: the reboot notifiers, and the devices' shutdown.
+        RestartPrepare = 30, "restart_prepare";
+        /// `device_shutdown()`.
+        DeviceShutdown = 31, "device_shutdown";
+        /// `migrate_to_reboot_cpu()`.
+        MigrateCpu = 32, "migrate_cpu";
+        /// `syscore_shutdown()`.
+        SyscoreShutdown = 33, "syscore_shutdown";
+        /// `machine_shutdown()`: the other CPUs are stopped.
+        MachineShutdown = 34, "machine_shutdown";
+        /// The name of a session, before the first record that has its [`Call::session`].
+        Name = 250, "name";
+        /// Not from a hook: the release of the kernel that the records after it are from.
+        Kernel = 251, "kernel";
+        /// Not from a hook: all clocks read at one moment, see [`Anchor`].
+        Anchor = 252, "anchor";
+        /// Not from a hook: the last sign of life of a kernel that was replaced; its header's time is
+        /// when the collector's thread last ran.
+        LastBeat = 253, "last_beat";
         /// Not from a hook: the collector found that records were lost; the count is in [`Call::bytes`].
         Lost = 255, "lost";
     }
@@ -94,6 +141,22 @@ numbered! {
         Socket = 4, "socket";
         /// A regular file of a file system.
         Regular = 5, "regular";
+        /// `guest_memfd` (`KVM_CREATE_GUEST_MEMFD`).
+        GuestMemfd = 6, "guest_memfd";
+        /// A virtual machine, a virtual CPU or the device of KVM.
+        Kvm = 7, "kvm";
+        /// A device, group or container of VFIO.
+        Vfio = 8, "vfio";
+        /// iommufd.
+        Iommufd = 9, "iommufd";
+        /// Another file without a name (`anon_inode:`).
+        AnonInode = 10, "anon_inode";
+        /// A directory.
+        Directory = 11, "directory";
+        /// A character or block device.
+        Device = 12, "device";
+        /// memfd of huge pages (`MFD_HUGETLB`).
+        HugetlbMemfd = 13, "hugetlb_memfd";
     }
 }
 
@@ -132,6 +195,73 @@ pub struct File {
     pub padding: [u8; 6],
 }
 
+/// The emulated orchestrator's `struct file` of a session.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SessionFile {
+    /// Who calls.
+    pub task: Task,
+    /// The session's name; its address is also that of the emulated `struct luo_file_set`.
+    pub name: SessionName,
+}
+
+/// The emulated orchestrator's `struct liveupdate_file_op_args`: what a callback of one file gets.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct FileOpArgs {
+    /// The handler's address.
+    pub handler: u64,
+    /// 0.
+    pub reserved: u64,
+    /// The address of a [`File`]; after a retrieve, the new one's.
+    pub file: u64,
+}
+
+/// A session's name, padded with NUL (`LIVEUPDATE_SESSION_NAME_LENGTH`).
+pub type SessionName = [u8; 64];
+
+/// By what records refer to a session: its name in 64 bits, the same in every kernel and in every run.
+///
+/// Two names that a user does not choose on purpose get different ids.
+#[must_use]
+pub fn session_id(name: &SessionName) -> u64 {
+    let mut id = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut word = [0; 8];
+    let mut at = 0;
+    while at < name.len() {
+        word.copy_from_slice(&name[at..at + 8]);
+        // A multiplication spreads a bit upwards, the rotation brings it down again.
+        id = (id ^ u64::from_le_bytes(word))
+            .wrapping_mul(0xff51_afd7_ed55_8ccd)
+            .rotate_left(29);
+        at += 8;
+    }
+    id ^ (id >> 32)
+}
+
+/// Every clock of one kernel, read at one moment: the payload of a [`Kind::Anchor`] record, whose header
+/// has `CLOCK_MONOTONIC`.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Anchor {
+    /// `/proc/sys/kernel/random/boot_id`; 0 if it cannot be read.
+    pub boot_id: [u8; 16],
+    /// The CPU's counter (x86-64: TSC, arm64: CNTVCT), which runs on through a kexec; 0: there is none.
+    pub counter: u64,
+    /// `CLOCK_MONOTONIC_RAW`, in nanoseconds.
+    pub raw_ns: u64,
+    /// `CLOCK_REALTIME`, in nanoseconds since 1970.
+    pub realtime_ns: u64,
+    /// The readings lie within this, in nanoseconds.
+    pub spread_ns: u64,
+    /// When process 1 was started (`/proc/1/stat`), in nanoseconds since boot; 0 if it cannot be read.
+    pub init_ns: u64,
+    /// The resolution of `init_ns` (a clock tick), in nanoseconds.
+    pub tick_ns: u64,
+}
+
 /// Bits of [`Header::flags`].
 pub mod flags {
     /// The record was made at the function's return: `ret` and `dur_ns` hold.
@@ -156,6 +286,8 @@ pub mod known {
     pub const CMD: u16 = 1 << 3;
     /// [`Call::event`](super::Call::event).
     pub const EVENT: u16 = 1 << 4;
+    /// [`Call::session`](super::Call::session).
+    pub const SESSION: u16 = 1 << 5;
 }
 
 /// What every record begins with.
@@ -210,8 +342,10 @@ pub struct Call {
     pub file_kind: u16,
     /// See [`known`].
     pub known: u16,
+    /// The session, see [`session_id`].
+    pub session: u64,
     /// 0: room for what comes.
-    pub reserved: [u8; 32],
+    pub reserved: [u8; 24],
 }
 
 /// One event, as it crosses the ring buffer.
@@ -231,6 +365,10 @@ const _: () = {
     assert!(size_of::<File>() == 16);
     assert!(size_of::<Header>() == 64);
     assert!(size_of::<Call>() == 64);
+    assert!(size_of::<Anchor>() == 64);
+    assert!(size_of::<SessionFile>() == 104);
+    assert!(offset_of!(SessionFile, name) == 40);
+    assert!(offset_of!(FileOpArgs, file) == 16);
     assert!(size_of::<Record>() == 128);
     assert!(offset_of!(Header, kind) == 44);
     assert!(offset_of!(Header, comm) == 48);
@@ -271,6 +409,15 @@ impl Record {
     #[must_use]
     pub const fn kind(&self) -> Option<Kind> {
         Kind::from_raw(self.header.kind)
+    }
+
+    /// Whether a hook made it, not lu itself.
+    #[must_use]
+    pub fn is_from_hook(&self) -> bool {
+        !matches!(
+            self.kind(),
+            Some(Kind::Lost | Kind::Kernel | Kind::Anchor | Kind::LastBeat)
+        )
     }
 
     const fn has(&self, flag: u8) -> bool {
@@ -374,6 +521,43 @@ impl Record {
         self.knows(known::EVENT).then_some(self.call.event)
     }
 
+    /// The session that it is about.
+    #[must_use]
+    pub fn session(&self) -> Option<u64> {
+        self.knows(known::SESSION).then_some(self.call.session)
+    }
+
+    /// The name of a session ([`Kind::Name`]), as 64 bytes.
+    #[must_use]
+    pub fn session_name(&self) -> Option<SessionName> {
+        (self.kind() == Some(Kind::Name)).then(|| zerocopy::transmute!(self.call))
+    }
+
+    /// The kernel's release ([`Kind::Kernel`]), padded with NUL.
+    #[must_use]
+    pub fn kernel_release(&self) -> Option<[u8; 64]> {
+        (self.kind() == Some(Kind::Kernel)).then(|| zerocopy::transmute!(self.call))
+    }
+
+    /// The clocks ([`Kind::Anchor`]).
+    #[must_use]
+    pub fn anchor(&self) -> Option<Anchor> {
+        (self.kind() == Some(Kind::Anchor)).then(|| zerocopy::transmute!(self.call))
+    }
+
+    /// A record that user space makes, with its payload as bytes.
+    #[must_use]
+    pub fn made(kind: Kind, t_ns: u64, payload: [u8; 64]) -> Self {
+        Self {
+            header: Header {
+                t_ns,
+                kind: kind as u8,
+                ..Header::default()
+            },
+            call: zerocopy::transmute!(payload),
+        }
+    }
+
     /// How many records were lost, of a [`Kind::Lost`] record.
     #[must_use]
     pub fn lost(&self) -> Option<u64> {
@@ -386,5 +570,38 @@ impl Record {
         let comm = &self.header.comm;
         let end = comm.iter().position(|byte| *byte == 0).unwrap_or(COMM_LEN);
         &comm[..end]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn session_ids_depend_on_every_byte_of_the_name() {
+        let name = *b"vm-0123456789-vm-0123456789-vm-0123456789-vm-0123456789-vm-0123\0";
+        for at in 0..name.len() {
+            for bit in 0..8 {
+                let mut other = name;
+                other[at] ^= 1 << bit;
+                assert_ne!(
+                    session_id(&name),
+                    session_id(&other),
+                    "byte {at}, bit {bit}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn numbered_names_have_ids_of_their_own() {
+        extern crate std;
+        let mut ids = std::collections::BTreeSet::new();
+        for number in 0..100_000_u32 {
+            let mut name = [0; 64];
+            let text = std::format!("vm-{number}");
+            name[..text.len()].copy_from_slice(text.as_bytes());
+            assert!(ids.insert(session_id(&name)), "{text}");
+        }
     }
 }

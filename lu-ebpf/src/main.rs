@@ -30,47 +30,100 @@ fn panic(_info: &core::panic::PanicInfo) -> ! {
     loop {}
 }
 
-/// Gives handlers their programs. By uprobe and uretprobe: the emulated orchestrator's functions.
+/// Gives handlers their programs, one for each way of attaching: uprobe and uretprobe for the emulated
+/// orchestrator, fentry and fexit, or kprobe and kretprobe, for the kernel's.
 ///
-/// The program's name is what `lu_user::attach::plan` looks for.
+/// A program's name is its way and the handler's name; `lu_user::attach::plan` has the same names.
 macro_rules! hooks {
-    ($($entry:ident / $exit:ident: $handler:path;)*) => {
+    ($($name:ident: $handler:path;)*) => { pastey::paste! {
         /// Programs on the emulated orchestrator.
         mod emulated {
             use aya_ebpf::{macros::{uprobe, uretprobe}, programs::{ProbeContext, RetProbeContext}};
             use crate::{attach::{Uprobe, Uretprobe}, probe::Handler};
             $(
                 #[uprobe]
-                fn $entry(ctx: ProbeContext) -> u32 {
+                fn [<uprobe_ $name>](ctx: ProbeContext) -> u32 {
                     <$handler as Handler>::entry(&Uprobe(ctx));
                     0
                 }
                 #[uretprobe]
-                fn $exit(ctx: RetProbeContext) -> u32 {
+                fn [<uretprobe_ $name>](ctx: RetProbeContext) -> u32 {
                     <$handler as Handler>::exit(&Uretprobe(ctx));
                     0
                 }
             )*
         }
-    };
+
+        /// Programs on the kernel's orchestrator.
+        mod kernel {
+            use aya_ebpf::macros::{fentry, fexit, kprobe, kretprobe};
+            use aya_ebpf::programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext};
+            use crate::{attach::{Fentry, Fexit, Kprobe, Kretprobe}, probe::Handler};
+            $(
+                #[fentry]
+                fn [<fentry_ $name>](ctx: FEntryContext) -> i32 {
+                    <$handler as Handler>::entry(&Fentry(ctx));
+                    0
+                }
+                #[fexit]
+                fn [<fexit_ $name>](ctx: FExitContext) -> i32 {
+                    <$handler as Handler>::exit(&Fexit(ctx));
+                    0
+                }
+                #[kprobe]
+                fn [<kprobe_ $name>](ctx: ProbeContext) -> u32 {
+                    <$handler as Handler>::entry(&Kprobe(ctx));
+                    0
+                }
+                #[kretprobe]
+                fn [<kretprobe_ $name>](ctx: RetProbeContext) -> u32 {
+                    <$handler as Handler>::exit(&Kretprobe(ctx));
+                    0
+                }
+            )*
+        }
+    } };
 }
 
 hooks! {
-    u_open / ur_open: crate::probe::device::Open;
-    u_release / ur_release: crate::probe::device::Release;
-    u_ioctl / ur_ioctl: crate::probe::device::Ioctl;
-    u_preserve / ur_preserve: crate::probe::file::Preserve;
-    u_unpreserve / ur_unpreserve: crate::probe::file::Unpreserve;
-    u_restore / ur_restore: crate::probe::file::Restore;
-    u_can_preserve / ur_can_preserve: crate::probe::file::CanPreserve;
-    u_file_prepare / ur_file_prepare: crate::probe::file::FilePrepare;
-    u_file_freeze / ur_file_freeze: crate::probe::file::FileFreeze;
-    u_prepare / ur_prepare: crate::probe::state::Prepare;
-    u_freeze / ur_freeze: crate::probe::state::Freeze;
-    u_cancel / ur_cancel: crate::probe::state::Cancel;
-    u_finish / ur_finish: crate::probe::state::Finish;
-    u_sys_reboot / ur_sys_reboot: crate::probe::reboot::SysReboot;
-    u_reboot / ur_reboot: crate::probe::reboot::Reboot;
-    u_jump / ur_jump: crate::probe::reboot::Jump;
-    u_boot / ur_boot: crate::probe::reboot::Boot;
+    open: crate::probe::device::Open;
+    release: crate::probe::device::Release;
+    ioctl: crate::probe::device::Ioctl;
+    preserve: crate::probe::file::Preserve;
+    unpreserve: crate::probe::file::Unpreserve;
+    restore: crate::probe::file::Restore;
+    can_preserve: crate::probe::file::CanPreserve;
+    file_prepare: crate::probe::file::FilePrepare;
+    file_freeze: crate::probe::file::FileFreeze;
+    prepare: crate::probe::state::Prepare;
+    freeze: crate::probe::state::Freeze;
+    cancel: crate::probe::state::Cancel;
+    finish: crate::probe::state::Finish;
+    session_create: crate::probe::session::Create;
+    session_retrieve: crate::probe::session::Retrieve;
+    session_release: crate::probe::session::Release;
+    session_ioctl: crate::probe::session::Ioctl;
+    session_preserve_file: crate::probe::session::PreserveFile;
+    session_restore_file: crate::probe::session::RestoreFile;
+    session_unpreserve: crate::probe::session::Unpreserve;
+    session_freeze: crate::probe::session::Freeze;
+    session_unfreeze: crate::probe::session::Unfreeze;
+    session_finish: crate::probe::session::Finish;
+    serialize: crate::probe::session::Serialize;
+    deserialize: crate::probe::session::Deserialize;
+    flb_serialize: crate::probe::session::FlbSerialize;
+    op_preserve: crate::probe::session::OpPreserve;
+    op_freeze: crate::probe::session::OpFreeze;
+    op_retrieve: crate::probe::session::OpRetrieve;
+    op_finish: crate::probe::session::OpFinish;
+    op_unpreserve: crate::probe::session::OpUnpreserve;
+    sys_reboot: crate::probe::reboot::SysReboot;
+    reboot: crate::probe::reboot::Reboot;
+    restart_prepare: crate::probe::reboot::RestartPrepare;
+    device_shutdown: crate::probe::reboot::DeviceShutdown;
+    migrate_cpu: crate::probe::reboot::MigrateCpu;
+    syscore_shutdown: crate::probe::reboot::SyscoreShutdown;
+    machine_shutdown: crate::probe::reboot::MachineShutdown;
+    jump: crate::probe::reboot::Jump;
+    boot: crate::probe::reboot::Boot;
 }

@@ -5,7 +5,7 @@ use core::intrinsics::{AtomicOrdering, atomic_xadd};
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{LruHashMap, PerCpuArray, RingBuf};
-use lu_common::event::{Call, Counters, Kind, Record, Task, flags};
+use lu_common::event::{self, Call, Counters, Kind, Record, SessionName, Task, known, session_id};
 
 use crate::attach::Orchestrator;
 
@@ -46,6 +46,10 @@ static ENTERED: LruHashMap<Function, Entered> = LruHashMap::with_max_entries(819
 /// The token under which each `struct file` was preserved. The kernel gives callbacks the file alone.
 #[map]
 static TOKENS: LruHashMap<u64, u64> = LruHashMap::with_max_entries(131_072, 0);
+
+/// Sessions whose name was sent.
+#[map]
+static NAMED: LruHashMap<u64, u8> = LruHashMap::with_max_entries(16_384, 0);
 
 /// The one way out. User space sets the size when it loads the programs.
 #[map]
@@ -99,6 +103,27 @@ pub fn learn(update: impl Fn(&mut Call)) {
     }
 }
 
+/// Forgets the session of the call that this task is in.
+pub fn forget_session() {
+    learn(|call| call.known &= !known::SESSION);
+}
+
+/// Notes which session the call is about, given where its name is. The first time that the name is seen
+/// it is sent too, so that user space can tell what the id stands for.
+pub fn learn_session<O: Orchestrator>(at: Option<u64>, flags: u8) {
+    let Some(name) = at.and_then(O::name) else {
+        return;
+    };
+    let id = session_id(&name);
+    learn(|call| {
+        call.session = id;
+        call.known |= known::SESSION;
+    });
+    if NAMED.get_ptr(id).is_none() && send_name::<O>(&name, flags) {
+        let _ = NAMED.insert(id, 1, 0);
+    }
+}
+
 /// Remembers the token of a `struct file`.
 pub fn name_file(file: u64, token: u64) {
     let _ = TOKENS.insert(file, token, 0);
@@ -126,6 +151,11 @@ pub fn enter(kind: Kind, arg: u64) {
     let _ = ENTERED.insert(function(kind), Entered { t_ns, arg }, 0);
 }
 
+/// Whether this task has entered the function of `kind` and not left it.
+pub fn is_within(kind: Kind) -> bool {
+    ENTERED.get_ptr(function(kind)).is_some()
+}
+
 /// Takes back what [`enter`] remembered; a missing entry is counted.
 pub fn leave(kind: Kind) -> Option<Entered> {
     let key = function(kind);
@@ -149,37 +179,64 @@ struct Stamp {
 }
 
 /// Sends the record of a function that returns `ret`.
-pub fn send_exit<O: Orchestrator>(kind: Kind, entered: &Entered, ret: i64, call: Option<&Call>) {
+pub fn send_exit<O: Orchestrator>(
+    kind: Kind,
+    flags: u8,
+    entered: &Entered,
+    ret: i64,
+    call: Option<&Call>,
+) {
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_ns() };
     let stamp = Stamp {
         kind,
-        flags: O::FLAGS | flags::EXIT,
+        flags: flags | event::flags::EXIT,
         t_ns: entered.t_ns,
         dur_ns: now.wrapping_sub(entered.t_ns),
         ret: ret as i32,
     };
-    send::<O>(&stamp, call);
+    send::<O>(&stamp, |record| {
+        if let Some(call) = call {
+            record.call = *call;
+        }
+    });
 }
 
 /// Sends the record of a function that has been entered and may never return.
-pub fn send_entry<O: Orchestrator>(kind: Kind, call: Option<&Call>) {
+pub fn send_entry<O: Orchestrator>(kind: Kind, flags: u8, call: Option<&Call>) {
     let stamp = Stamp {
         kind,
-        flags: O::FLAGS,
+        flags,
         // SAFETY: the helper has no preconditions.
         t_ns: unsafe { bpf_ktime_get_ns() },
         dur_ns: 0,
         ret: 0,
     };
-    send::<O>(&stamp, call);
+    send::<O>(&stamp, |record| {
+        if let Some(call) = call {
+            record.call = *call;
+        }
+    });
 }
 
-fn send<O: Orchestrator>(stamp: &Stamp, call: Option<&Call>) {
+fn send_name<O: Orchestrator>(name: &SessionName, flags: u8) -> bool {
+    let stamp = Stamp {
+        kind: Kind::Name,
+        flags,
+        // SAFETY: the helper has no preconditions.
+        t_ns: unsafe { bpf_ktime_get_ns() },
+        dur_ns: 0,
+        ret: 0,
+    };
+    send::<O>(&stamp, |record| record.call = zerocopy::transmute!(*name))
+}
+
+/// Sends a record with what `fill` puts into it; whether there was room.
+fn send<O: Orchestrator>(stamp: &Stamp, fill: impl Fn(&mut Record)) -> bool {
     let seq = count(|counters| &raw mut counters.made) as u32;
     let Some(mut slot) = EVENTS.reserve::<Record>(0) else {
         count(|counters| &raw mut counters.ring_full);
-        return;
+        return false;
     };
     // SAFETY: the slot has room for one record.
     unsafe { slot.as_mut_ptr().write_bytes(0, 1) };
@@ -199,8 +256,7 @@ fn send<O: Orchestrator>(stamp: &Stamp, call: Option<&Call>) {
     } else if let Some(task) = O::unannounced() {
         header.set_task(&task);
     }
-    if let Some(call) = call {
-        record.call = *call;
-    }
+    fill(record);
     slot.submit(0);
+    true
 }

@@ -3,6 +3,7 @@
 pub mod attach;
 pub mod client;
 pub mod collect;
+pub mod doctor;
 pub mod emulate;
 pub mod export;
 pub mod journal;

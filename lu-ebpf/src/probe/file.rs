@@ -1,4 +1,4 @@
-//! Files: into the list, out of it, back in the new kernel, and their handlers' callbacks.
+//! Files in v3: into the list, out of it, back in the new kernel, and their handlers' callbacks.
 
 use lu_common::event::{Call, Kind, known};
 
@@ -6,14 +6,14 @@ use super::{Handler, send_call};
 use crate::attach::{Entry, Exit, Orchestrator};
 use crate::task;
 
-fn learn_token(token: u64) {
+pub(super) fn learn_token(token: u64) {
     task::learn(|call| {
         call.token = token;
         call.known |= known::TOKEN;
     });
 }
 
-fn describe<O: Orchestrator>(call: &mut Call, file: u64) {
+pub(super) fn describe<O: Orchestrator>(call: &mut Call, file: u64) {
     if let Some(facts) = O::file(file) {
         call.file_kind = facts.kind;
         call.bytes = facts.bytes;
@@ -64,24 +64,30 @@ impl Handler for Restore {
     }
 
     fn exit<X: Exit>(exit: &X) {
-        let Some(entered) = task::leave(Kind::Restore) else {
-            return;
-        };
-        let context = task::context();
-        let call = context.map(|context| {
-            if exit.ret() == 0
-                && let Some(file) = X::Orchestrator::pointer(entered.arg)
-            {
-                describe::<X::Orchestrator>(&mut context.call, file);
-            }
-            &context.call
-        });
-        task::send_exit::<X::Orchestrator>(Kind::Restore, &entered, exit.ret(), call);
+        leave_restore(exit);
     }
 }
 
-/// `static bool memfd_luo_can_preserve(struct liveupdate_file_handler *, struct file *)`, v3 patch 27:
-/// called from `luo_register_file`, it tells which file the token is for. It sends nothing itself.
+/// The exit of `luo_retrieve_file` in both interfaces: the file is where its last argument pointed.
+pub(super) fn leave_restore<X: Exit>(exit: &X) {
+    let Some(entered) = task::leave(Kind::Restore) else {
+        return;
+    };
+    let call = task::context().map(|context| {
+        if exit.ret() == 0
+            && let Some(file) = X::Orchestrator::pointer(entered.arg)
+        {
+            describe::<X::Orchestrator>(&mut context.call, file);
+            task::name_file(file, context.call.token);
+        }
+        &context.call
+    });
+    let kind = Kind::Restore;
+    task::send_exit::<X::Orchestrator>(kind, exit.flags(), &entered, exit.ret(), call);
+}
+
+/// `static bool memfd_luo_can_preserve(struct liveupdate_file_handler *, struct file *)`, v3 patch 27 and
+/// Linux 7.3: called from `luo_register_file` or `luo_preserve_file`, it tells which file the token is for. It sends nothing itself.
 pub struct CanPreserve;
 
 impl Handler for CanPreserve {
@@ -112,7 +118,7 @@ fn leave_callback<X: Exit>(kind: Kind, exit: &X) {
         call.token = token;
         call.known |= known::TOKEN;
     }
-    task::send_exit::<X::Orchestrator>(kind, &entered, exit.ret(), Some(&call));
+    task::send_exit::<X::Orchestrator>(kind, exit.flags(), &entered, exit.ret(), Some(&call));
 }
 
 /// `static int memfd_luo_prepare(struct liveupdate_file_handler *, struct file *, u64 *)`, v3 patch 27.

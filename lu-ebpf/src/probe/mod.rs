@@ -3,6 +3,7 @@
 pub mod device;
 pub mod file;
 pub mod reboot;
+pub mod session;
 pub mod state;
 
 use lu_common::event::Kind;
@@ -18,9 +19,18 @@ pub trait Handler {
 
 /// The exit of a function about which the whole call tells enough: send what is known of it.
 fn send_call<X: Exit>(kind: Kind, exit: &X) {
+    send_call_with(kind, exit, exit.ret());
+}
+
+/// The same for a function that returns nothing.
+fn send_void_call<X: Exit>(kind: Kind, exit: &X) {
+    send_call_with(kind, exit, 0);
+}
+
+fn send_call_with<X: Exit>(kind: Kind, exit: &X, ret: i64) {
     let Some(entered) = task::leave(kind) else {
         return;
     };
     let call = task::context().map(|context| &context.call);
-    task::send_exit::<X::Orchestrator>(kind, &entered, exit.ret(), call);
+    task::send_exit::<X::Orchestrator>(kind, exit.flags(), &entered, ret, call);
 }

@@ -135,7 +135,7 @@ fn types(btf: Option<&Btf>) -> Result<&Btf, ProgramError> {
 }
 
 fn try_uprobe(ebpf: &mut Ebpf, _: Option<&Btf>) -> Result<(), ProgramError> {
-    let program: &mut UProbe = program(ebpf, "u_open")?;
+    let program: &mut UProbe = program(ebpf, "uprobe_open")?;
     program.load()?;
     let own = Path::new("/proc/self/exe");
     let symbols = super::symbols::Symbols::of(own)

@@ -1,18 +1,24 @@
 //! Hooks to places: the plan, what of it could be attached, and what could not and why.
 
 pub mod allowed;
+mod kernel;
 mod plan;
 mod symbols;
+mod types;
 
 use std::path::Path;
 
 use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
-use aya::programs::uprobe::{UProbeAttachLocation, UProbeScope};
+use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope};
 use aya::programs::{Program, ProgramError, UProbe};
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use lu_common::event::Counters;
+use lu_common::event::{self, Counters};
+use lu_common::layout::Offsets;
+use lu_common::uapi::Interface;
 
-pub use plan::{HOOKS, Hook};
+pub use kernel::{interface_of, place};
+pub use plan::{Hook, Place, hooks};
+pub use types::Types;
 
 use crate::orchestrator::Orchestrator;
 
@@ -31,12 +37,12 @@ pub enum Error {
         chain(.0)
     )]
     Load(#[source] EbpfError),
-    /// This orchestrator has no hooks yet.
+    /// Its types tell neither interface.
     #[error(
-        "this kernel has an orchestrator of its own, and this version of lu has no hooks for it yet; \
-         it watches emulated ones (`lu emulate`)"
+        "/dev/liveupdate is there, but not what lu knows of it: {0}; lu knows the interfaces v3 and \
+         sessions, and tells them apart by the kernel's types (BTF)"
     )]
-    Kernel,
+    Unknown(String),
     /// The size is not one that a ring buffer can have.
     #[error(
         "a ring buffer's size is a power of two from 4KiB to 2GiB, not {}",
@@ -67,6 +73,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// What became of one hook.
 #[derive(Debug)]
 pub struct Outcome {
+    /// The interface that the hook belongs to.
+    pub interface: Interface,
     /// The hook.
     pub hook: &'static Hook,
     /// How it was attached, or why not.
@@ -75,10 +83,13 @@ pub struct Outcome {
 
 /// The attached hooks: they stay as long as this lives.
 pub struct Attached {
-    /// The loaded programs; their links go with them. The kernel takes some 50 ms to let go of each.
+    /// The loaded programs; their links go with them. The kernel takes some 50 ms to let go of each
+    /// uprobe.
     pub programs: Ebpf,
     /// What became of each hook, in the plan's order.
     pub coverage: Vec<Outcome>,
+    /// What the running kernel's types lack, as structure and member; what hooks read there is unknown.
+    pub unknown_members: Vec<(&'static str, &'static str)>,
     /// Where the records come.
     pub events: RingBuf<MapData>,
     /// What was made and what was lost.
@@ -118,13 +129,23 @@ pub fn attach(orchestrators: &[Orchestrator], ring_buffer: u64) -> Result<Attach
         .ok()
         .filter(|size| size.is_power_of_two() && size.is_multiple_of(4096))
         .ok_or(Error::RingBuffer(ring_buffer))?;
-    if orchestrators.contains(&Orchestrator::Kernel) {
-        return Err(Error::Kernel);
-    }
+    let place = orchestrators
+        .contains(&Orchestrator::Kernel)
+        .then(place)
+        .transpose()?;
+    let offsets = place
+        .as_ref()
+        .map_or(Offsets::NONE, |place| place.offsets)
+        .list();
+    let flags = place
+        .as_ref()
+        .map_or(0, |place| interface_flags(place.interface));
     let mut ebpf = EbpfLoader::new()
         // The programs need nothing of the kernel's types, and reading them takes a tenth of a second.
         .btf(None)
         .map_max_entries("EVENTS", size)
+        .override_global("OFFSETS", &offsets, true)
+        .override_global("KERNEL_FLAGS", &flags, true)
         .load(OBJECT)
         .map_err(Error::Load)?;
     let events = take_map(&mut ebpf, "EVENTS")
@@ -133,6 +154,47 @@ pub fn attach(orchestrators: &[Orchestrator], ring_buffer: u64) -> Result<Attach
     let counters = take_map(&mut ebpf, "COUNTERS")
         .and_then(|map| PerCpuArray::try_from(map).map_err(EbpfError::MapError))
         .map_err(Error::Load)?;
+    let mut coverage = Vec::new();
+    let mut unknown_members = Vec::new();
+    if let Some(place) = &place {
+        unknown_members = place.unknown_members();
+        coverage.extend(kernel::attach(&mut ebpf, place).map_err(Error::Load)?);
+    }
+    coverage.extend(attach_emulated(&mut ebpf, orchestrators));
+    Ok(Attached {
+        programs: ebpf,
+        coverage,
+        unknown_members,
+        events,
+        counters,
+    })
+}
+
+/// What records of an interface bear in [`lu_common::event::Header::flags`].
+const fn interface_flags(interface: Interface) -> u8 {
+    match interface {
+        Interface::V3 => 0,
+        Interface::Sessions => event::flags::SESSIONS,
+    }
+}
+
+fn take_map(ebpf: &mut Ebpf, name: &str) -> Result<Map, EbpfError> {
+    ebpf.take_map(name)
+        .ok_or_else(|| EbpfError::MapError(aya::maps::MapError::InvalidName { name: name.into() }))
+}
+
+/// The program of this name, as the type that it is.
+fn program<'a, T>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut T, String>
+where
+    &'a mut T: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    ebpf.program_mut(name)
+        .ok_or_else(|| format!("there is no program {name}"))?
+        .try_into()
+        .map_err(|error: ProgramError| chain(&error))
+}
+
+fn attach_emulated(ebpf: &mut Ebpf, orchestrators: &[Orchestrator]) -> Vec<Outcome> {
     let programs: Vec<(&Path, Result<symbols::Symbols, String>)> = orchestrators
         .iter()
         .filter_map(|orchestrator| match orchestrator {
@@ -141,52 +203,49 @@ pub fn attach(orchestrators: &[Orchestrator], ring_buffer: u64) -> Result<Attach
         })
         .map(|program| (program, symbols::Symbols::of(program)))
         .collect();
-    let coverage = HOOKS
-        .iter()
-        .map(|hook| Outcome {
-            hook,
-            attached: attach_hook(&mut ebpf, hook, &programs).map(|()| "uprobe"),
+    if programs.is_empty() {
+        return Vec::new();
+    }
+    [Interface::V3, Interface::Sessions]
+        .into_iter()
+        .flat_map(|interface| {
+            hooks(interface)
+                .iter()
+                .filter(|hook| hook.is_emulated())
+                .map(move |hook| (interface, hook))
         })
-        .collect();
-    Ok(Attached {
-        programs: ebpf,
-        coverage,
-        events,
-        counters,
-    })
+        .map(|(interface, hook)| Outcome {
+            interface,
+            hook,
+            attached: attach_uprobe(ebpf, interface, hook, &programs).map(|()| "uprobe"),
+        })
+        .collect()
 }
 
-fn take_map(ebpf: &mut Ebpf, name: &str) -> Result<Map, EbpfError> {
-    ebpf.take_map(name)
-        .ok_or_else(|| EbpfError::MapError(aya::maps::MapError::InvalidName { name: name.into() }))
-}
-
-fn attach_hook(
+fn attach_uprobe(
     ebpf: &mut Ebpf,
+    interface: Interface,
     hook: &Hook,
     programs: &[(&Path, Result<symbols::Symbols, String>)],
 ) -> Result<(), String> {
-    for name in [hook.entry, hook.exit].into_iter().flatten() {
-        let program: &mut UProbe = ebpf
-            .program_mut(name)
-            .ok_or_else(|| format!("there is no program {name}"))
-            .and_then(|program: &mut Program| {
-                program
-                    .try_into()
-                    .map_err(|error: ProgramError| chain(&error))
-            })?;
-        program.load().map_err(|error| chain(&error))?;
+    let ways = [("uprobe", true), ("uretprobe", hook.exit)];
+    for (way, _) in ways.into_iter().filter(|(_, wanted)| *wanted) {
+        let program: &mut UProbe = program(ebpf, &format!("{way}_{}", hook.program))?;
+        // The interfaces share some programs.
+        if program.fd().is_err() {
+            program.load().map_err(|error| chain(&error))?;
+        }
         for (path, symbols) in programs {
             let offset = symbols
                 .as_ref()
                 .map_err(Clone::clone)?
-                .offset(hook.function)?;
+                .offset(&hook.symbol(interface))?;
+            let point = UProbeAttachPoint {
+                location: UProbeAttachLocation::AbsoluteOffset(offset),
+                cookie: Some(u64::from(interface_flags(interface))),
+            };
             program
-                .attach(
-                    UProbeAttachLocation::AbsoluteOffset(offset),
-                    path,
-                    UProbeScope::AllProcesses,
-                )
+                .attach(point, path, UProbeScope::AllProcesses)
                 .map_err(|error| chain(&error))?;
         }
     }

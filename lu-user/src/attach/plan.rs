@@ -1,134 +1,174 @@
 //! The plan: which program goes to which function of the orchestrator.
 
+use lu_common::uapi::Interface;
+
 /// One place in the orchestrator, and the programs for it.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Hook {
-    /// The function, by the kernel's name; the emulated orchestrator has one of the same name.
+    /// The function, by the kernel's name.
     pub function: &'static str,
+    /// The programs' common name: `fentry_open` and `fexit_open` have `open`.
+    pub program: &'static str,
+    /// The prototype that the programs rely on, as the kernel's BTF tells it; where it was read is in the
+    /// handler's documentation.
+    pub prototype: &'static str,
     /// What would be unknown without it.
     pub tells: &'static str,
-    /// The program at the entry.
-    pub entry: Option<&'static str>,
-    /// The program at the exit.
-    pub exit: Option<&'static str>,
+    /// Whether the exit is of interest too.
+    pub exit: bool,
+    /// In which orchestrators the function is.
+    pub place: Place,
 }
 
-const fn hook(
-    function: &'static str,
-    tells: &'static str,
-    entry: Option<&'static str>,
-    exit: Option<&'static str>,
-) -> Hook {
-    Hook {
-        function,
-        tells,
-        entry,
-        exit,
-    }
+/// In which orchestrators a function is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The kernel's and the emulated one.
+    Both,
+    /// The kernel's: the emulated one has no devices to shut down.
+    Kernel,
+    /// The emulated one: in the kernel it runs before any program can be attached.
+    Emulated,
+}
+
+macro_rules! hooks {
+    ($($function:ident($prototype:literal), $program:ident: $tells:literal $(, $option:ident)*;)*) => {
+        &[$(
+            options!(Hook {
+                function: stringify!($function),
+                program: stringify!($program),
+                prototype: $prototype,
+                tells: $tells,
+                exit: true,
+                place: Place::Both,
+            } $(, $option)*),
+        )*]
+    };
+}
+
+macro_rules! options {
+    ($hook:expr) => { $hook };
+    ($hook:expr, entry_only $(, $rest:ident)*) => {
+        options!(Hook { exit: false, ..$hook } $(, $rest)*)
+    };
+    ($hook:expr, kernel $(, $rest:ident)*) => {
+        options!(Hook { place: Place::Kernel, ..$hook } $(, $rest)*)
+    };
+    ($hook:expr, emulated $(, $rest:ident)*) => {
+        options!(Hook { place: Place::Emulated, ..$hook } $(, $rest)*)
+    };
 }
 
 /// Every hook of the v3 interface.
-pub const HOOKS: &[Hook] = &[
-    hook(
-        "luo_open",
-        "who opens the device, and who is refused",
-        Some("u_open"),
-        Some("ur_open"),
-    ),
-    hook(
-        "luo_release",
-        "the last close",
-        Some("u_release"),
-        Some("ur_release"),
-    ),
-    hook(
-        "luo_ioctl",
-        "each call, its time and errno",
-        Some("u_ioctl"),
-        Some("ur_ioctl"),
-    ),
-    hook(
-        "luo_register_file",
-        "preserved files",
-        Some("u_preserve"),
-        Some("ur_preserve"),
-    ),
-    hook(
-        "luo_unregister_file",
-        "files taken back",
-        Some("u_unpreserve"),
-        Some("ur_unpreserve"),
-    ),
-    hook(
-        "luo_retrieve_file",
-        "restored files",
-        Some("u_restore"),
-        Some("ur_restore"),
-    ),
-    hook(
-        "memfd_luo_can_preserve",
-        "kind and size of preserved files",
-        Some("u_can_preserve"),
-        None,
-    ),
-    hook(
-        "memfd_luo_prepare",
-        "prepare time of each file",
-        Some("u_file_prepare"),
-        Some("ur_file_prepare"),
-    ),
-    hook(
-        "memfd_luo_freeze",
-        "freeze time of each file",
-        Some("u_file_freeze"),
-        Some("ur_file_freeze"),
-    ),
-    hook(
-        "luo_prepare",
-        "the prepare phase",
-        Some("u_prepare"),
-        Some("ur_prepare"),
-    ),
-    hook(
-        "luo_freeze",
-        "the freeze phase, the start of the blackout",
-        Some("u_freeze"),
-        Some("ur_freeze"),
-    ),
-    hook(
-        "luo_cancel",
-        "cancelled updates",
-        Some("u_cancel"),
-        Some("ur_cancel"),
-    ),
-    hook(
-        "luo_finish",
-        "the finish phase",
-        Some("u_finish"),
-        Some("ur_finish"),
-    ),
-    hook(
-        "__x64_sys_reboot",
-        "who reboots",
-        Some("u_sys_reboot"),
-        Some("ur_sys_reboot"),
-    ),
-    hook(
-        "liveupdate_reboot",
-        "the kexec, and one that failed",
-        Some("u_reboot"),
-        Some("ur_reboot"),
-    ),
-    hook(
-        "machine_kexec",
-        "the end of the old kernel",
-        Some("u_jump"),
-        None,
-    ),
-    hook(
-        "luo_startup",
-        "the start of the new kernel",
-        Some("u_boot"),
-        Some("ur_boot"),
-    ),
-];
+const V3: &[Hook] = hooks! {
+    luo_open("int (struct inode *, struct file *)"), open:
+        "who opens the device, and who is refused";
+    luo_release("int (struct inode *, struct file *)"), release: "the last close";
+    luo_ioctl("long int (struct file *, unsigned int, long unsigned int)"), ioctl:
+        "each call, its time and errno";
+    luo_register_file("int (u64, int)"), preserve: "preserved files";
+    luo_unregister_file("int (u64)"), unpreserve: "files taken back";
+    luo_retrieve_file("int (u64, struct file **)"), restore: "restored files";
+    memfd_luo_can_preserve("bool (struct liveupdate_file_handler *, struct file *)"), can_preserve:
+        "kind and size of preserved files", entry_only;
+    memfd_luo_prepare("int (struct liveupdate_file_handler *, struct file *, u64 *)"), file_prepare:
+        "prepare time of each file";
+    memfd_luo_freeze("int (struct liveupdate_file_handler *, struct file *, u64 *)"), file_freeze:
+        "freeze time of each file";
+    luo_prepare("int (void)"), prepare: "the prepare phase";
+    luo_freeze("int (void)"), freeze: "the freeze phase, the start of the blackout";
+    luo_cancel("int (void)"), cancel: "cancelled updates";
+    luo_finish("int (void)"), finish: "the finish phase";
+    __x64_sys_reboot("long int (const struct pt_regs *)"), sys_reboot:
+        "who reboots, and how a kexec failed";
+    liveupdate_reboot("int (void)"), reboot: "the kexec, and one that failed";
+    machine_kexec("void (struct kimage *)"), jump: "the end of the old kernel", entry_only;
+    luo_startup("int (void)"), boot: "the start of the new kernel", emulated;
+};
+
+/// Every hook of the sessions interface.
+const SESSIONS: &[Hook] = hooks! {
+    luo_open("int (struct inode *, struct file *)"), open:
+        "who opens the device, and who is refused";
+    luo_release("int (struct inode *, struct file *)"), release: "the last close of the device";
+    luo_ioctl("long int (struct file *, unsigned int, long unsigned int)"), ioctl:
+        "each call on the device, its time and errno";
+    luo_session_ioctl("long int (struct file *, unsigned int, long unsigned int)"), session_ioctl:
+        "each call on a session, its time and errno";
+    luo_session_create("int (const char *, struct file **)"), session_create: "sessions";
+    luo_session_retrieve("int (const char *, struct file **)"), session_retrieve:
+        "sessions found again";
+    luo_session_release("int (struct inode *, struct file *)"), session_release:
+        "the last close of a session";
+    luo_preserve_file("int (struct luo_file_set *, u64, int)"), session_preserve_file:
+        "preserved files";
+    luo_retrieve_file("int (struct luo_file_set *, u64, struct file **)"), session_restore_file:
+        "restored files";
+    luo_file_unpreserve_files("void (struct luo_file_set *)"), session_unpreserve:
+        "sessions given up before the kexec";
+    luo_file_freeze("int (struct luo_file_set *, struct luo_file_set_ser *)"), session_freeze:
+        "freeze time of each session";
+    luo_file_unfreeze("void (struct luo_file_set *, struct luo_file_set_ser *)"), session_unfreeze:
+        "freezes that were undone";
+    luo_file_finish("int (struct luo_file_set *)"), session_finish: "finished sessions";
+    luo_session_serialize("int (void)"), serialize: "the freeze phase";
+    luo_session_deserialize("int (void)"), deserialize:
+        "when the new kernel reads what was handed over";
+    luo_flb_serialize("void (void)"), flb_serialize:
+        "freeze time of what files have in common", kernel;
+    memfd_luo_can_preserve("bool (struct liveupdate_file_handler *, struct file *)"), can_preserve:
+        "kind and size of preserved files", entry_only, kernel;
+    memfd_luo_preserve("int (struct liveupdate_file_op_args *)"), op_preserve:
+        "preserve time of each memfd";
+    memfd_luo_freeze("int (struct liveupdate_file_op_args *)"), op_freeze:
+        "freeze time of each memfd";
+    memfd_luo_retrieve("int (struct liveupdate_file_op_args *)"), op_retrieve:
+        "restore time of each memfd";
+    memfd_luo_finish("void (struct liveupdate_file_op_args *)"), op_finish:
+        "finish time of each memfd";
+    memfd_luo_unpreserve("void (struct liveupdate_file_op_args *)"), op_unpreserve:
+        "time to take each memfd back";
+    __x64_sys_reboot("long int (const struct pt_regs *)"), sys_reboot:
+        "who reboots, how a kexec failed, the start of the blackout";
+    liveupdate_reboot("int (void)"), reboot: "the freeze as a whole, and one that failed";
+    kernel_restart_prepare("void (char *)"), restart_prepare: "reboot notifiers", kernel;
+    device_shutdown("void (void)"), device_shutdown: "the devices' shutdown", kernel;
+    migrate_to_reboot_cpu("void (void)"), migrate_cpu: "the move to the last CPU", kernel;
+    syscore_shutdown("void (void)"), syscore_shutdown: "the core's shutdown", kernel;
+    machine_shutdown("void (void)"), machine_shutdown: "the stop of the other CPUs", kernel;
+    machine_kexec("void (struct kimage *)"), jump: "the end of the old kernel", entry_only;
+    luo_startup("int (void)"), boot: "the start of the new kernel", emulated;
+};
+
+/// The hooks of an interface.
+#[must_use]
+pub const fn hooks(interface: Interface) -> &'static [Hook] {
+    match interface {
+        Interface::V3 => V3,
+        Interface::Sessions => SESSIONS,
+    }
+}
+
+impl Hook {
+    /// Whether the kernel's orchestrator has the function, as far as it can be attached to.
+    #[must_use]
+    pub const fn is_in_kernel(&self) -> bool {
+        !matches!(self.place, Place::Emulated)
+    }
+
+    /// Whether the emulated orchestrator has the function.
+    #[must_use]
+    pub const fn is_emulated(&self) -> bool {
+        !matches!(self.place, Place::Kernel)
+    }
+
+    /// The symbol of the function in the emulated orchestrator. One program has both interfaces, and some
+    /// names are in both: those of the sessions interface bear its name.
+    #[must_use]
+    pub fn symbol(&self, interface: Interface) -> String {
+        match interface {
+            Interface::V3 => self.function.to_owned(),
+            Interface::Sessions => format!("sessions.{}", self.function),
+        }
+    }
+}

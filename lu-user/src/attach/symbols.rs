@@ -1,15 +1,61 @@
-//! Where the functions of a program are in its file: read once for all hooks.
+//! Where functions are: in a program's file, read once for all hooks, and in the kernel.
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _, SymbolKind};
 
-use super::HOOKS;
+use lu_common::event::FileKind;
+
+/// Where the kernel lists its symbols.
+const KALLSYMS: &str = "/proc/kallsyms";
+
+/// What the names of the emulated orchestrator's functions begin with, in either interface.
+const PREFIXES: [&str; 8] = [
+    "luo_",
+    "memfd_luo_",
+    "liveupdate_",
+    "machine_kexec",
+    "kernel_kexec",
+    "__x64_sys_",
+    "__arm64_sys_",
+    "sessions.",
+];
+
+/// Which `struct file_operations` tells which kind of file (Linux 7.3).
+const FILE_OPERATIONS: &[(&str, FileKind)] = &[
+    ("shmem_file_operations", FileKind::Memfd),
+    ("hugetlbfs_file_operations", FileKind::HugetlbMemfd),
+    ("kvm_gmem_fops", FileKind::GuestMemfd),
+    ("kvm_chardev_ops", FileKind::Kvm),
+    ("kvm_vm_fops", FileKind::Kvm),
+    ("kvm_vcpu_fops", FileKind::Kvm),
+    ("kvm_device_fops", FileKind::Kvm),
+    ("vfio_fops", FileKind::Vfio),
+    ("vfio_group_fops", FileKind::Vfio),
+    ("vfio_device_fops", FileKind::Vfio),
+    ("iommufd_fops", FileKind::Iommufd),
+    ("eventfd_fops", FileKind::Eventfd),
+];
+
+/// The addresses by which the running kernel's files tell their kind; empty where the kernel hides
+/// addresses or lists no data (`CONFIG_KALLSYMS_ALL`).
+pub fn file_operations() -> Vec<(u64, FileKind)> {
+    let text = std::fs::read_to_string(KALLSYMS).unwrap_or_default();
+    text.lines()
+        .filter_map(|line| {
+            let mut words = line.split_ascii_whitespace();
+            let address = u64::from_str_radix(words.next()?, 16).ok()?;
+            let name = words.nth(1)?;
+            let (_, kind) = FILE_OPERATIONS.iter().find(|(known, _)| *known == name)?;
+            (address != 0).then_some((address, *kind))
+        })
+        .collect()
+}
 
 /// Offsets in the file of the functions that hooks are for.
 pub struct Symbols {
-    offsets: BTreeMap<&'static str, u64>,
+    offsets: BTreeMap<String, u64>,
 }
 
 impl Symbols {
@@ -25,9 +71,9 @@ impl Symbols {
                 continue;
             }
             let Ok(name) = symbol.name() else { continue };
-            let Some(hook) = HOOKS.iter().find(|hook| hook.function == name) else {
+            if !PREFIXES.iter().any(|prefix| name.starts_with(prefix)) {
                 continue;
-            };
+            }
             let place = symbol
                 .section_index()
                 .and_then(|index| elf.section_by_index(index).ok())
@@ -36,7 +82,7 @@ impl Symbols {
                     Some(symbol.address() - section.address() + start)
                 });
             if let Some(offset) = place {
-                offsets.insert(hook.function, offset);
+                offsets.insert(name.to_owned(), offset);
             }
         }
         Ok(Self { offsets })

@@ -18,7 +18,8 @@ pub struct Args {
     /// Where the journal is.
     #[arg(long, value_name = "DIR", default_value = journal::FOLDER)]
     journal: PathBuf,
-    /// Which update, counted from 1 in the journal; the last one unless told otherwise.
+    /// Which update, counted from 1 in the journal; unless told otherwise the last one that came through a
+    /// kexec or to an end, else the one that is being made ready.
     #[arg(long, value_name = "NUMBER")]
     update: Option<u64>,
     /// The report as one JSON document, schema lu.report/1.
@@ -30,14 +31,9 @@ impl Args {
     pub fn run(&self) -> Result<ExitCode> {
         let mut timeline = Timeline::new();
         let torn = journal::replay(&self.journal, |record| timeline.push(record))?;
-        for path in torn {
-            eprintln!(
-                "lu: the last record of {} was cut short and is left out",
-                path.display()
-            );
-        }
+        super::trace::tell_torn(&torn);
         let update = match self.update {
-            None => timeline.latest().with_context(|| {
+            None => timeline.latest_told().with_context(|| {
                 format!(
                     "no live update in {} yet: {} events, none of them a preserve",
                     self.journal.display(),

@@ -2,11 +2,14 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use lu_common::event::Record;
+use lu_common::event::{Kind, Record};
 use lu_user::export::duration;
-use lu_user::journal;
+use lu_user::journal::recorder::{self, Recorder};
+use lu_user::journal::{self, clocks};
+use lu_user::orchestrator::Orchestrator;
 use lu_user::timeline::{Outcome, Timeline};
 
 use super::trace::Printer;
@@ -14,7 +17,9 @@ use super::watch::{Sink, Watch, tell};
 
 /// Watch live updates until stopped, and keep a journal of them.
 ///
-/// Each update that ends is told in a line on standard error.
+/// Each update that ends is told in a line on standard error. With the kernel's orchestrator what is seen is
+/// recorded in a memfd too, preserved in a session called lu-recorder, so that lu in the new kernel joins
+/// both halves of an update; the device is held for the moment of its creation alone.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  lu run\n  lu run --journal /tmp/lu --trace")]
 pub struct Args {
@@ -30,14 +35,18 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self) -> Result<ExitCode> {
-        let mut recorder = Recorder {
+        let mut run = Run {
+            folder: self.journal.clone(),
             journal: journal::Writer::create(&self.journal)?,
+            recorder: None,
             timeline: Timeline::new(),
             told: 0,
             printer: self.trace.then(|| Printer::new(false)),
+            urgent_since: None,
+            deferred: Vec::new(),
         };
-        let losses = self.watch.watch(&mut recorder)?;
-        let events = recorder.timeline.events();
+        let losses = self.watch.watch(&mut run)?;
+        let events = run.timeline.events();
         eprintln!(
             "lu: {} events in {}, {}",
             events.seen,
@@ -48,16 +57,71 @@ impl Args {
     }
 }
 
-struct Recorder {
+/// How long a kexec may take from the freeze to the jump before we sleep again.
+const URGENT: Duration = Duration::from_secs(120);
+
+struct Run {
+    folder: PathBuf,
     journal: journal::Writer,
+    recorder: Option<Recorder>,
     timeline: Timeline,
     /// The last update whose end was told.
     told: u64,
     printer: Option<Printer>,
+    /// Since when this kernel is about to go.
+    urgent_since: Option<Instant>,
+    /// What goes to the journal and the terminal once there is time again: both may block for ever on a
+    /// device that is shut down.
+    deferred: Vec<Record>,
 }
 
-impl Sink for Recorder {
-    fn record(&mut self, record: &Record) -> Result<()> {
+impl Run {
+    /// What the old kernel's lu recorded comes first, as far as the journal does not have it.
+    fn recover(&mut self) -> Result<()> {
+        let recovered = match recorder::recover() {
+            Ok(None) => return Ok(()),
+            Ok(Some(recovered)) => recovered,
+            Err(error) => {
+                eprintln!("lu: what was recorded before the kexec is lost: {error}");
+                return Ok(());
+            }
+        };
+        let have = journal::count(&self.folder, recovered.run)?;
+        journal::replay(&self.folder, |record| self.timeline.push(record))?;
+        // Their ends were told when they came.
+        self.told = self
+            .timeline
+            .updates()
+            .filter(|update| update.outcome != Outcome::InProgress)
+            .map(|update| update.number)
+            .max()
+            .unwrap_or(0);
+        if recovered.skipped > have {
+            let mut lost = Record::made(Kind::Lost, 0, [0; 64]);
+            lost.call.bytes = recovered.skipped - have;
+            self.keep(&lost)?;
+        }
+        let known = usize::try_from(have.saturating_sub(recovered.skipped)).unwrap_or(usize::MAX);
+        let fresh = recovered.records.get(known..).unwrap_or_default();
+        for record in fresh {
+            self.keep(record)?;
+        }
+        self.keep(&recovered.last_beat)?;
+        eprintln!(
+            "lu: {} events from before the kexec",
+            recovered.records.len()
+        );
+        Ok(())
+    }
+
+    fn note(&mut self, record: &Record) -> Result<()> {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.append(record);
+        }
+        self.keep(record)
+    }
+
+    fn keep(&mut self, record: &Record) -> Result<()> {
         self.journal.append(record)?;
         self.timeline.push(record);
         if let Some(printer) = &mut self.printer {
@@ -65,8 +129,77 @@ impl Sink for Recorder {
         }
         Ok(())
     }
+}
+
+impl Sink for Run {
+    fn begin(&mut self, orchestrators: &[Orchestrator]) -> Result<()> {
+        // The emulated orchestrator's kexec ends its clients, not us.
+        let in_kernel = orchestrators.contains(&Orchestrator::Kernel);
+        if in_kernel {
+            self.recover()?;
+            match Recorder::create(self.journal.run()) {
+                Ok(recorder) => self.recorder = Some(recorder),
+                Err(error) => eprintln!(
+                    "lu: no flight recorder, so what is seen from now on will not survive the kexec \
+                     unless {} does: {error}",
+                    self.folder.display()
+                ),
+            }
+        }
+        self.note(&clocks::kernel())?;
+        self.note(&clocks::anchor())
+    }
+
+    fn record(&mut self, record: &Record) -> Result<()> {
+        let kexec = record.kind() == Some(Kind::Kexec) && !record.is_emulated();
+        if kexec && !record.is_exit() {
+            self.urgent_since = Some(Instant::now());
+        }
+        if self.urgent_since.is_none() {
+            return self.note(record);
+        }
+        if let Some(recorder) = &mut self.recorder {
+            recorder.append(record);
+        }
+        self.deferred.push(*record);
+        if kexec && !record.is_exit() {
+            // The nearer the reading is to the jump, the less the clocks have drifted apart.
+            let anchor = clocks::anchor();
+            if let Some(recorder) = &mut self.recorder {
+                recorder.append(&anchor);
+            }
+            self.deferred.push(anchor);
+        }
+        if kexec && record.is_exit() {
+            self.urgent_since = None;
+        }
+        Ok(())
+    }
+
+    fn tick(&mut self) -> Result<()> {
+        self.note(&clocks::anchor())
+    }
+
+    fn is_urgent(&self) -> bool {
+        self.urgent_since
+            .is_some_and(|since| since.elapsed() < URGENT)
+    }
+
+    fn beat(&mut self) {
+        if let Some(recorder) = &self.recorder {
+            recorder.beat();
+        }
+    }
+
+    fn end(&mut self) -> Result<()> {
+        self.note(&clocks::anchor())
+    }
 
     fn settle(&mut self) -> Result<()> {
+        self.urgent_since = None;
+        for record in std::mem::take(&mut self.deferred) {
+            self.keep(&record)?;
+        }
         self.journal.flush()?;
         if let Some(printer) = &mut self.printer {
             printer.settle()?;

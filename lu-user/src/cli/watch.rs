@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use bytesize::ByteSize;
 use caps::CapSet;
 use lu_common::event::Record;
+use lu_common::uapi::Interface;
 use lu_user::attach::{self, Attached, RING_BUFFER};
 use lu_user::collect::{Collector, Losses};
 use lu_user::orchestrator::{self, Orchestrator};
@@ -22,12 +23,34 @@ pub struct Watch {
     ring_buffer: ByteSize,
 }
 
+/// The first tick comes after this, each later one after twice the time, up to [`LONGEST_TICK`].
+const FIRST_TICK: Duration = Duration::from_secs(1);
+const LONGEST_TICK: Duration = Duration::from_secs(64);
+
 /// Where records go.
 pub trait Sink {
+    /// The hooks are attached, nothing is collected yet, and every privilege is still there.
+    fn begin(&mut self, _orchestrators: &[Orchestrator]) -> Result<()> {
+        Ok(())
+    }
     /// One record, in order.
     fn record(&mut self, record: &Record) -> Result<()>;
     /// No more records are there at the moment.
     fn settle(&mut self) -> Result<()>;
+    /// Some time has gone by.
+    fn tick(&mut self) -> Result<()> {
+        Ok(())
+    }
+    /// Whether this kernel is about to go, so that nobody may sleep any more.
+    fn is_urgent(&self) -> bool {
+        false
+    }
+    /// Another round without sleep.
+    fn beat(&mut self) {}
+    /// It is over; what comes now is the last.
+    fn end(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 impl Watch {
@@ -39,6 +62,7 @@ impl Watch {
             orchestrator::emulated()
         };
         let attached = attach::attach(&orchestrators, self.ring_buffer.as_u64())?;
+        sink.begin(&orchestrators)?;
         say_coverage(&attached, &orchestrators);
         give_up_privileges()?;
         tokio::runtime::Builder::new_current_thread()
@@ -60,6 +84,9 @@ impl Watch {
             }
         };
         tokio::pin!(end);
+        let mut pause = FIRST_TICK;
+        let tick = tokio::time::sleep(pause);
+        tokio::pin!(tick);
         loop {
             let mut failed = Ok(());
             let mut each = |record: &Record| {
@@ -67,9 +94,14 @@ impl Watch {
                     failed = sink.record(record);
                 }
             };
+            let mut ticked = false;
             let go_on = tokio::select! {
                 collected = collector.collect(&mut each) => {
                     collected.context("cannot read the ring buffer")?;
+                    true
+                }
+                () = &mut tick => {
+                    ticked = true;
                     true
                 }
                 _ = interrupt.recv() => false,
@@ -83,6 +115,24 @@ impl Watch {
                     .context("cannot read the ring buffer")?;
             }
             failed?;
+            if ticked {
+                sink.tick()?;
+                pause = (pause * 2).min(LONGEST_TICK);
+                tick.as_mut().reset(tokio::time::Instant::now() + pause);
+            }
+            while sink.is_urgent() {
+                let mut failed = Ok(());
+                collector.sweep(|record| {
+                    if failed.is_ok() {
+                        failed = sink.record(record);
+                    }
+                });
+                failed?;
+                sink.beat();
+            }
+            if !go_on {
+                sink.end()?;
+            }
             sink.settle()?;
             if !go_on {
                 return collector.losses().context("cannot read the loss counters");
@@ -108,23 +158,31 @@ pub fn tell(losses: Losses) -> String {
 }
 
 fn say_coverage(attached: &Attached, orchestrators: &[Orchestrator]) {
-    let running = orchestrators
-        .iter()
-        .map(|orchestrator| match orchestrator {
-            Orchestrator::Emulated { running, .. } => running.len(),
-            Orchestrator::Kernel => 0,
-        })
-        .sum::<usize>();
-    eprintln!(
-        "lu: {} of {} hooks attached to the emulated orchestrator ({})",
-        attached.count(),
-        attached.coverage.len(),
-        match running {
+    let to = if orchestrators.contains(&Orchestrator::Kernel) {
+        let interface = attached.coverage.first().map(|outcome| outcome.interface);
+        format!(
+            "the kernel's orchestrator (interface {})",
+            interface.map_or("unknown", Interface::name)
+        )
+    } else {
+        let running: usize = orchestrators.iter().map(Orchestrator::running).sum();
+        let running = match running {
             0 => "none is running yet".to_owned(),
             1 => "1 is running".to_owned(),
             more => format!("{more} are running"),
-        }
+        };
+        format!("the emulated orchestrator ({running})")
+    };
+    eprintln!(
+        "lu: {} of {} hooks attached to {to}",
+        attached.count(),
+        attached.coverage.len(),
     );
+    for (of, member) in &attached.unknown_members {
+        eprintln!(
+            "lu: this kernel's types have no {of}.{member}; unknown from now on: what stands there"
+        );
+    }
     for (hook, why) in attached.missing() {
         eprintln!(
             "lu: no hook on {}: {why}; unknown from now on: {}",

@@ -10,6 +10,7 @@ use tokio::io::unix::AsyncFd;
 use zerocopy::FromBytes as _;
 
 use crate::attach::{Attached, CountersPod};
+use crate::journal::clocks::now_ns;
 
 /// What was lost on the way, since the hooks were attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,6 +54,7 @@ impl Collector {
         let Attached {
             programs,
             coverage: _,
+            unknown_members: _,
             events,
             counters,
         } = attached;
@@ -79,9 +81,14 @@ impl Collector {
         self.finish(each)
     }
 
+    /// Takes what is there without waiting, and without asking for losses: as fast as it can be done.
+    pub fn sweep(&mut self, mut each: impl FnMut(&Record)) {
+        drain(&mut self.ring.get_mut().0, &mut each);
+    }
+
     /// Takes what is there without waiting.
     pub fn finish(&mut self, mut each: impl FnMut(&Record)) -> io::Result<()> {
-        drain(&mut self.ring.get_mut().0, &mut each);
+        self.sweep(&mut each);
         let lost = self.losses()?.records();
         if lost > self.told {
             each(&loss(lost - self.told));
@@ -131,12 +138,4 @@ fn loss(count: u64) -> Record {
             ..Call::default()
         },
     }
-}
-
-/// The clock that the hooks read (`CLOCK_MONOTONIC`), in nanoseconds.
-#[must_use]
-pub fn now_ns() -> u64 {
-    nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).map_or(0, |now| {
-        now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
-    })
 }

@@ -2,8 +2,11 @@
 
 use serde::Serialize;
 
+use lu_common::uapi::Interface;
+
 use super::errno_name;
-use crate::timeline::{FileSpan, Phase, Update};
+use crate::timeline::clock::Crossing;
+use crate::timeline::{FileSpan, Phase, Session, Update};
 
 /// The value of the field `schema`.
 pub const SCHEMA: &str = "lu.report/1";
@@ -19,14 +22,20 @@ pub struct Report {
     pub interface: &'static str,
     /// `emulated` or `kernel`.
     pub orchestrator: &'static str,
+    /// The releases of the kernels that the update went through, as far as they are known.
+    pub kernels: Vec<String>,
     /// `finished`, `cancelled`, `aborted` or `in-progress`.
     pub outcome: &'static str,
     /// How long the machine was dark; null where that was not seen.
     pub blackout: Option<BlackoutJson>,
     /// The phases that took place.
     pub phases: Vec<PhaseJson>,
-    /// The sessions; v3's flat space is one without a name.
+    /// How the clocks of the two kernels lie to each other; null where there is one kernel.
+    pub crossing: Option<CrossingJson>,
+    /// The sessions, in the order of their creation; v3's flat space is one without a name.
     pub sessions: Vec<SessionJson>,
+    /// Sessions that were closed before the kexec and are left out, because there were too many.
+    pub forgotten_sessions: u64,
     /// What the policy said, other than a plain allow.
     pub verdicts: Vec<()>,
     /// System calls that failed.
@@ -40,11 +49,12 @@ pub struct Report {
 pub struct BlackoutJson {
     /// Its length, in nanoseconds.
     pub ns: u64,
-    /// The length may be off by this, in nanoseconds.
-    pub uncertainty_ns: u64,
-    /// The clock that both ends were read from.
+    /// The length may be off by this, in nanoseconds; null where that is not known yet.
+    pub uncertainty_ns: Option<u64>,
+    /// The clock that tells: `monotonic` within one kernel, `counter` (the CPU's, across a kexec) or
+    /// `realtime` (where the counter did not run on).
     pub clock: &'static str,
-    /// What it begins with.
+    /// What it begins with: `freeze` (v3) or `reboot` (the system call, sessions).
     pub from: &'static str,
     /// What it ends with.
     pub to: &'static str,
@@ -52,12 +62,29 @@ pub struct BlackoutJson {
     pub lossy: bool,
 }
 
+/// The clocks on both sides of the kexec.
+#[derive(Debug, Serialize)]
+pub struct CrossingJson {
+    /// The clock that tells.
+    pub clock: &'static str,
+    /// From the old kernel's last reading of it to the new one's first, in nanoseconds.
+    pub gap_ns: u64,
+    /// The same by `CLOCK_REALTIME`, in nanoseconds.
+    pub realtime_gap_ns: i64,
+    /// The counter's frequency as the old kernel measured it, in Hz.
+    pub old_hz: Option<f64>,
+    /// As the new one measured it.
+    pub new_hz: Option<f64>,
+    /// What a span across the kexec may be off by, in nanoseconds.
+    pub uncertainty_ns: Option<u64>,
+}
+
 /// A phase.
 #[derive(Debug, Serialize)]
 pub struct PhaseJson {
     /// Its name.
     pub name: &'static str,
-    /// When it began, `CLOCK_MONOTONIC` in nanoseconds.
+    /// When it began: `CLOCK_MONOTONIC` of the first kernel in nanoseconds, carried on beyond the kexec.
     pub start_ns: Option<u64>,
     /// How long it took, in nanoseconds.
     pub ns: Option<u64>,
@@ -70,6 +97,10 @@ pub struct PhaseJson {
 pub struct SessionJson {
     /// Its name; null in v3.
     pub name: Option<String>,
+    /// What became of it; null in v3.
+    pub outcome: Option<&'static str>,
+    /// Time to freeze all of it, in nanoseconds.
+    pub freeze_ns: Option<u64>,
     /// Its files, by token.
     pub files: Vec<FileJson>,
 }
@@ -115,39 +146,31 @@ pub struct EventsJson {
     pub lost: u64,
 }
 
-/// The resolution of `CLOCK_MONOTONIC` in the kernel, in nanoseconds (`clock_getres(2)`, high
-/// resolution timers). Both ends of a span are read from it.
-const RESOLUTION_NS: u64 = 1;
-
 impl From<&Update> for Report {
     fn from(update: &Update) -> Self {
         Self {
             schema: SCHEMA,
             update: update.number,
-            interface: update.interface.name(),
+            interface: update.interface.map_or("unknown", Interface::name),
             orchestrator: if update.emulated {
                 "emulated"
             } else {
                 "kernel"
             },
             outcome: update.outcome.name(),
+            kernels: update.kernels.clone(),
             blackout: update.blackout().map(|blackout| BlackoutJson {
                 ns: blackout.ns,
-                uncertainty_ns: 2 * RESOLUTION_NS,
-                clock: "monotonic",
-                from: "freeze",
+                uncertainty_ns: blackout.uncertainty_ns,
+                clock: blackout.clock.name(),
+                from: blackout.from.name(),
                 to: "last-restore",
                 lossy: update.events.lost > 0,
             }),
             phases: update.phases().iter().map(PhaseJson::from).collect(),
-            sessions: vec![SessionJson {
-                name: None,
-                files: update
-                    .files
-                    .iter()
-                    .map(|(token, file)| FileJson::new(*token, file))
-                    .collect(),
-            }],
+            crossing: update.crossing.as_ref().map(CrossingJson::from),
+            sessions: update.sessions.values().map(SessionJson::from).collect(),
+            forgotten_sessions: update.forgotten_sessions,
             verdicts: Vec::new(),
             errors: update
                 .errors
@@ -162,6 +185,34 @@ impl From<&Update> for Report {
                 seen: update.events.seen,
                 lost: update.events.lost,
             },
+        }
+    }
+}
+
+impl From<&Crossing> for CrossingJson {
+    fn from(crossing: &Crossing) -> Self {
+        Self {
+            clock: crossing.clock.name(),
+            gap_ns: crossing.gap_ns,
+            realtime_gap_ns: crossing.realtime_gap_ns,
+            old_hz: crossing.old_hz,
+            new_hz: crossing.new_hz,
+            uncertainty_ns: crossing.uncertainty_ns(),
+        }
+    }
+}
+
+impl From<&Session> for SessionJson {
+    fn from(session: &Session) -> Self {
+        Self {
+            name: session.name.clone(),
+            outcome: session.name.as_ref().map(|_| session.outcome.name()),
+            freeze_ns: session.freeze_ns,
+            files: session
+                .files
+                .iter()
+                .map(|(token, file)| FileJson::new(*token, file))
+                .collect(),
         }
     }
 }

@@ -7,6 +7,7 @@ use lu_common::uapi::{Interface, command_name, v3};
 use serde::Serialize;
 
 use super::{duration, errno_name, size};
+use crate::timeline::{Names, shown};
 
 /// An event as JSON; unknown is null. The schema is stable: fields are added.
 #[derive(Debug, Serialize)]
@@ -55,19 +56,31 @@ pub struct TraceLine {
     pub seq: Option<u32>,
     /// How many records were lost here.
     pub lost: Option<u64>,
+    /// The kernel that the lines from here on are from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub release: Option<String>,
+    /// The CPU's counter at `t_ns`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub counter: Option<u64>,
+    /// `CLOCK_REALTIME` at `t_ns`, in nanoseconds since 1970.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub realtime_ns: Option<u64>,
 }
 
-impl From<&Record> for TraceLine {
-    fn from(record: &Record) -> Self {
+impl TraceLine {
+    /// The line of a record, with the session's name from those seen so far.
+    #[must_use]
+    pub fn new(record: &Record, names: &Names) -> Self {
         let header = &record.header;
         let task = record.has_task();
-        let hook = record.lost().is_none();
+        let hook = record.is_from_hook();
+        let told = record.session_name().map(|name| shown(&name));
         Self {
             t_ns: header.t_ns,
             kind: record.kind().map_or("unknown", Kind::name),
             stage: if record.is_exit() { "exit" } else { "enter" },
             interface: record.interface().name(),
-            session: None,
+            session: told.or_else(|| names.of(record)),
             token: record.token(),
             fd: record.fd(),
             fd_kind: record.file_kind().map(FileKind::name),
@@ -89,6 +102,9 @@ impl From<&Record> for TraceLine {
             cpu: hook.then_some(header.cpu),
             seq: hook.then_some(header.seq),
             lost: record.lost(),
+            release: record.kernel_release().map(|release| shown(&release)),
+            counter: record.anchor().map(|anchor| anchor.counter),
+            realtime_ns: record.anchor().map(|anchor| anchor.realtime_ns),
         }
     }
 }
@@ -97,9 +113,23 @@ fn cmd_name(interface: Interface, cmd: u32) -> String {
     command_name(interface, cmd).map_or_else(|| format!("{cmd:#x}"), str::to_owned)
 }
 
-/// One event for people: time since `origin_ns`, who, what, its arguments, its result, its time.
+/// One event for people: time since `origin_ns`, who, what, its arguments, its result, its time. `None` for
+/// what only programs want to read.
 #[must_use]
-pub fn line(record: &Record, origin_ns: u64) -> String {
+pub fn line(record: &Record, names: &Names, origin_ns: u64) -> Option<String> {
+    if matches!(
+        record.kind(),
+        Some(Kind::Name | Kind::Anchor | Kind::LastBeat)
+    ) {
+        return None;
+    }
+    if let Some(release) = record.kernel_release() {
+        return Some(format!("--- kernel {} ---", shown(&release)));
+    }
+    Some(call(record, names, origin_ns))
+}
+
+fn call(record: &Record, names: &Names, origin_ns: u64) -> String {
     let header = &record.header;
     let since = header.t_ns.saturating_sub(origin_ns);
     let mut line = format!(
@@ -130,6 +160,9 @@ pub fn line(record: &Record, origin_ns: u64) -> String {
         && record.kind() == Some(Kind::Ioctl)
     {
         arguments.push(event.name().to_owned());
+    }
+    if let Some(session) = names.of(record) {
+        arguments.push(format!("session={session}"));
     }
     if let Some(token) = record.token() {
         arguments.push(format!("token={token:#x}"));

@@ -2,8 +2,11 @@
 
 use std::fmt::Write as _;
 
+use lu_common::uapi::Interface;
+
 use super::{duration, errno_name, size};
-use crate::timeline::{FileOutcome, Phase, Update};
+use crate::timeline::clock::Clock;
+use crate::timeline::{BlackoutStart, FileOutcome, Phase, Update};
 
 /// The most files that are listed one by one.
 const LISTED: usize = 40;
@@ -22,7 +25,7 @@ pub fn waterfall(update: &Update, columns: usize) -> String {
         text,
         "update {} · {} · {} · {}",
         update.number,
-        update.interface.name(),
+        update.interface.map_or("unknown", Interface::name),
         if update.emulated {
             "emulated"
         } else {
@@ -31,17 +34,37 @@ pub fn waterfall(update: &Update, columns: usize) -> String {
         update.outcome.name(),
     );
     let lossy = update.events.lost > 0;
+    if update.kernels.len() > 1 {
+        let _ = writeln!(text, "kernel {}", update.kernels.join(" → "));
+    }
     match update.blackout() {
         Some(blackout) => {
             let _ = writeln!(
                 text,
-                "blackout {}{:.3} ms ± 2 ns (CLOCK_MONOTONIC), from the freeze to the last restore",
+                "blackout {}{:.3} ms ± {} ({}), from the {} to the last restore",
                 if lossy { "≥ " } else { "" },
                 blackout.ns as f64 / 1e6,
+                blackout
+                    .uncertainty_ns
+                    .map_or_else(|| "unknown".to_owned(), duration),
+                match blackout.clock {
+                    Clock::Monotonic => "CLOCK_MONOTONIC",
+                    Clock::Counter => "the CPU's counter",
+                    Clock::Realtime => "CLOCK_REALTIME",
+                },
+                blackout.from.name(),
             );
         }
         None => {
-            text.push_str("blackout unknown: the freeze and the last restore were not both seen\n");
+            let _ = writeln!(
+                text,
+                "blackout unknown: the {} and the last restore were not both seen",
+                match update.interface {
+                    Some(Interface::Sessions) => BlackoutStart::Reboot,
+                    _ => BlackoutStart::Freeze,
+                }
+                .name()
+            );
         }
     }
     text.push('\n');
@@ -116,47 +139,60 @@ fn phases(text: &mut String, update: &Update, width: usize) {
 }
 
 fn files(text: &mut String, update: &Update) {
-    if update.files.is_empty() {
+    if update.files().next().is_none() {
         text.push_str("\nno files\n");
         return;
     }
-    let _ = writeln!(
-        text,
-        "\n{:<20}{:<9}{:>10}{:>11}{:>11}{:>11}  outcome",
-        "token", "kind", "size", "preserve", "freeze", "restore"
-    );
     let shown = |ns: Option<u64>| ns.map_or_else(|| "unknown".to_owned(), duration);
-    for (token, file) in update.files.iter().take(LISTED) {
-        // What did not take place is not unknown.
-        let span = |ns: Option<u64>, expected: bool| {
-            if ns.is_none() && !expected {
-                "–".to_owned()
-            } else {
-                shown(ns)
-            }
-        };
-        let beyond = matches!(
-            file.outcome,
-            FileOutcome::Frozen | FileOutcome::Restored | FileOutcome::Unclaimed
-        );
+    let mut room = LISTED;
+    for session in update.sessions.values() {
+        text.push('\n');
+        if let Some(name) = &session.name {
+            let _ = writeln!(
+                text,
+                "session {name} · {} · {} files",
+                session.outcome.name(),
+                session.files.len()
+            );
+        }
+        if session.files.is_empty() || room == 0 {
+            continue;
+        }
         let _ = writeln!(
             text,
-            "{:<20}{:<9}{:>10}{:>11}{:>11}{:>11}  {}",
-            format!("{token:#x}"),
-            file.kind
-                .map_or("unknown", lu_common::event::FileKind::name),
-            file.bytes.map_or_else(|| "unknown".to_owned(), size),
-            shown(file.preserve_ns),
-            span(file.freeze_ns, beyond),
-            span(file.restore_ns, file.outcome == FileOutcome::Restored),
-            file.outcome.name(),
+            "{:<20}{:<9}{:>10}{:>11}{:>11}{:>11}  outcome",
+            "token", "kind", "size", "preserve", "freeze", "restore"
         );
+        for (token, file) in session.files.iter().take(room) {
+            // What did not take place is not unknown.
+            let span = |ns: Option<u64>, expected: bool| {
+                if ns.is_none() && !expected {
+                    "–".to_owned()
+                } else {
+                    shown(ns)
+                }
+            };
+            let beyond = matches!(
+                file.outcome,
+                FileOutcome::Frozen | FileOutcome::Restored | FileOutcome::Unclaimed
+            );
+            let _ = writeln!(
+                text,
+                "{:<20}{:<9}{:>10}{:>11}{:>11}{:>11}  {}",
+                format!("{token:#x}"),
+                file.kind
+                    .map_or("unknown", lu_common::event::FileKind::name),
+                file.bytes.map_or_else(|| "unknown".to_owned(), size),
+                shown(file.preserve_ns),
+                span(file.freeze_ns, beyond),
+                span(file.restore_ns, file.outcome == FileOutcome::Restored),
+                file.outcome.name(),
+            );
+        }
+        room = room.saturating_sub(session.files.len());
     }
-    if update.files.len() > LISTED {
-        let _ = writeln!(
-            text,
-            "… and {} more files; --json lists all",
-            update.files.len() - LISTED
-        );
+    let all = update.files().count();
+    if all > LISTED {
+        let _ = writeln!(text, "… and {} more files; --json lists all", all - LISTED);
     }
 }

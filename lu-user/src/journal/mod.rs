@@ -13,7 +13,10 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use lu_common::event::Record;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::collect::now_ns;
+pub mod clocks;
+pub mod recorder;
+
+use clocks::{boot_id, now_ns};
 
 /// Where the journal is unless told otherwise.
 pub const FOLDER: &str = "/var/lib/lu";
@@ -41,7 +44,9 @@ pub struct Header {
     pub monotonic_ns: u64,
     /// `CLOCK_REALTIME` at the same moment, in nanoseconds since 1970.
     pub realtime_ns: u64,
-    reserved: [u8; 16],
+    /// The run of lu that wrote it, see [`Writer::run`].
+    run: u64,
+    reserved: [u8; 8],
 }
 
 const _: () = assert!(size_of::<Header>() == 64);
@@ -105,6 +110,7 @@ pub struct Writer {
     path: PathBuf,
     file: BufWriter<File>,
     written: u64,
+    run: u64,
 }
 
 impl Writer {
@@ -128,9 +134,16 @@ impl Writer {
             path,
             file,
             written: 0,
+            run: since_1970(),
         };
         writer.start()?;
         Ok(writer)
+    }
+
+    /// What tells the files of this writer from those of others: when it began, in nanoseconds since 1970.
+    #[must_use]
+    pub const fn run(&self) -> u64 {
+        self.run
     }
 
     /// Appends one record; it is in the file after [`Self::flush`].
@@ -157,7 +170,8 @@ impl Writer {
             boot_id: boot_id(),
             monotonic_ns: now_ns(),
             realtime_ns: since_1970(),
-            reserved: [0; 16],
+            run: self.run,
+            reserved: [0; 8],
         };
         self.write(header.as_bytes())?;
         self.flush()?;
@@ -193,17 +207,22 @@ impl Writer {
     }
 }
 
+/// Begins a file that sorts behind all others, even where the clock of the day has gone back since.
 fn begin(folder: &Path) -> Result<(PathBuf, BufWriter<File>), Error> {
-    // Two that begin within a nanosecond would be told apart by the second try.
+    let last = segments(folder)?
+        .last()
+        .and_then(|path| path.file_stem()?.to_str()?.parse::<u64>().ok());
+    let mut number = since_1970().max(last.map_or(0, |last| last.saturating_add(1)));
     loop {
-        let path = folder.join(format!("{:020}.{ENDING}", since_1970()));
+        let path = folder.join(format!("{number:020}.{ENDING}"));
         let file = OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
             .open(&path);
         match file {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            // Another one has begun at the same moment.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
             file => {
                 return Ok((
                     path.clone(),
@@ -214,18 +233,27 @@ fn begin(folder: &Path) -> Result<(PathBuf, BufWriter<File>), Error> {
     }
 }
 
+/// How many whole records the journal in `folder` has of one run.
+pub fn count(folder: &Path, run: u64) -> Result<u64, Error> {
+    let mut count = 0;
+    for path in segments(folder)? {
+        let mut header = [0; size_of::<Header>()];
+        let mut file = File::open(&path).map_err(at("read", &path))?;
+        let whole = fill(&mut file, &mut header).map_err(at("read", &path))? == header.len();
+        let ours = Header::read_from_bytes(&header)
+            .is_ok_and(|header| whole && header.magic == MAGIC && header.run == run);
+        if ours {
+            let length = file.metadata().map_err(at("look at", &path))?.len();
+            count += length.saturating_sub(header.len() as u64) / size_of::<Record>() as u64;
+        }
+    }
+    Ok(count)
+}
+
 fn since_1970() -> u64 {
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| since.as_nanos() as u64)
-}
-
-fn boot_id() -> [u8; 16] {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .ok()
-        .and_then(|text| u128::from_str_radix(&text.trim().replace('-', ""), 16).ok())
-        .unwrap_or(0)
-        .to_be_bytes()
 }
 
 fn is_journal(path: &Path) -> bool {
@@ -385,7 +413,8 @@ mod tests {
             boot_id: [0; 16],
             monotonic_ns: 0,
             realtime_ns: 0,
-            reserved: [0; 16],
+            run: 0,
+            reserved: [0; 8],
         };
         fs::write(&path, header.as_bytes()).expect("written");
         let error = replay(folder.path(), |_| {}).expect_err("another version");

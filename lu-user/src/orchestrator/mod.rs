@@ -5,8 +5,6 @@ use std::fs;
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _};
 use std::path::PathBuf;
 
-use lu_common::uapi::Interface;
-
 use crate::emulate::{self, DEVICE};
 
 /// The orchestrator that hooks go to.
@@ -33,12 +31,12 @@ impl Orchestrator {
         }
     }
 
-    /// The interface that it speaks, where that is known.
+    /// How many of it are running.
     #[must_use]
-    pub const fn interface(&self) -> Option<Interface> {
+    pub fn running(&self) -> usize {
         match self {
-            Self::Emulated { .. } => Some(Interface::V3),
-            Self::Kernel => None,
+            Self::Emulated { running, .. } => running.len(),
+            Self::Kernel => 1,
         }
     }
 }

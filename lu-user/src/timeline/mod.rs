@@ -1,34 +1,50 @@
-//! From events to updates: phases, files, errors, and the blackout window.
+//! From events to updates: phases, sessions, files, errors, and the blackout window.
 //!
 //! Pure: no clock is asked, no file is opened, and the same events give the same updates, whether they
 //! come from hooks, from a journal or from a test.
 
+pub mod clock;
+mod names;
 mod update;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
 use lu_common::event::{Kind, Record};
-use lu_common::uapi::{Interface, v3};
+use lu_common::uapi::{Interface, errno, sessions, v3};
 
-pub use update::{Blackout, Events, FileOutcome, FileSpan, Outcome, Phase, PhaseName, Update};
+pub use names::{Names, shown};
+pub use update::{
+    Blackout, BlackoutStart, Events, FileOutcome, FileSpan, Outcome, Phase, PhaseName, RECORDER,
+    Session, SessionOutcome, Update,
+};
+
+use clock::{Axis, Told};
 
 /// How many past updates are remembered.
 const REMEMBERED: usize = 64;
 
 /// What has been seen so far.
+///
+/// Two updates can be under way: the one that came through the last kexec, whose files are being restored,
+/// and the one that is being made ready for the next.
 #[derive(Clone, Debug, Default)]
 pub struct Timeline {
     past: VecDeque<Update>,
-    current: Option<Update>,
-    /// Files that outlive an attempt: a cancelled update keeps them.
-    outgoing: BTreeMap<u64, FileSpan>,
-    /// Errors outside any update, counted into the next one.
-    early_errors: BTreeMap<(&'static str, i32), u64>,
-    /// Events lost outside any update.
-    early_lost: u64,
-    next_number: u64,
+    incoming: Option<Update>,
+    outgoing: Update,
+    names: Names,
+    axis: Axis,
+    kernel: Option<String>,
+    last_number: u64,
     seen: u64,
     lost: u64,
+}
+
+/// Which of the two updates a record is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Side {
+    Incoming,
+    Outgoing,
 }
 
 impl Timeline {
@@ -38,16 +54,31 @@ impl Timeline {
         Self::default()
     }
 
-    /// All updates, oldest first, the one under way last.
-    #[must_use]
+    /// All updates, oldest first, those under way last.
     pub fn updates(&self) -> impl DoubleEndedIterator<Item = &Update> {
-        self.past.iter().chain(&self.current)
+        self.past
+            .iter()
+            .chain(&self.incoming)
+            .chain(self.outgoing.has_begun().then_some(&self.outgoing))
     }
 
-    /// The newest update.
+    /// The update under way: the one that is coming in, else the one that is being made ready; where there
+    /// is none, the last one that ended.
     #[must_use]
     pub fn latest(&self) -> Option<&Update> {
-        self.updates().next_back()
+        self.incoming
+            .as_ref()
+            .or_else(|| self.updates().next_back())
+    }
+
+    /// The newest update that has come through a kexec or to an end; where there is none, the one that is
+    /// being made ready.
+    #[must_use]
+    pub fn latest_told(&self) -> Option<&Update> {
+        self.incoming
+            .as_ref()
+            .or_else(|| self.past.back())
+            .or_else(|| self.updates().next_back())
     }
 
     /// How many events were seen in all, and how many were lost.
@@ -62,79 +93,194 @@ impl Timeline {
     /// Takes in one event. Events come in the order of the ring buffer.
     pub fn push(&mut self, record: &Record) {
         let Some(kind) = record.kind() else { return };
-        if let Some(lost) = record.lost() {
-            self.lost += lost;
-            // Events of a finished update may be among them: the newest one is marked, at least.
-            if self.current.is_none() {
-                // They may be the last one's, or the next one's first: both are marked.
-                self.early_lost += lost;
-            }
-            if let Some(update) = self.current.as_mut().or(self.past.back_mut()) {
-                update.events.lost += lost;
-            }
+        if self.is_about_lu(kind, record) {
             return;
         }
         self.seen += 1;
-        if self.begins(kind, record) {
-            self.begin(record);
-        }
+        let mut shifted = *record;
+        shifted.header.t_ns = self.axis.at(record.header.t_ns);
+        let record = &shifted;
+        self.begin_if_due(kind, record);
         self.count_error(kind, record);
-        match kind {
-            Kind::Release => self.release(record),
-            Kind::Preserve => self.preserve(record),
-            Kind::Unpreserve => self.unpreserve(record),
-            Kind::Prepare if record.ret() == Some(0) => self.phase(PhaseName::Prepare, record),
-            Kind::FilePrepare | Kind::FileFreeze => self.callback(kind, record),
-            Kind::Freeze => self.freeze(record),
-            Kind::Reboot => self.reboot(record),
-            Kind::Jump => self.jump(record),
-            Kind::Boot => self.boot(record),
-            Kind::Restore => self.restore(record),
-            Kind::Cancel if record.ret() == Some(0) => self.end(Outcome::Cancelled, record),
-            Kind::Finish if record.ret() == Some(0) => self.finish(record),
-            Kind::Open | Kind::Ioctl | Kind::Prepare | Kind::Cancel | Kind::Finish | Kind::Lost => {
-            }
+        let side = self.side(kind, record);
+        let ended_before = self.past.len();
+        match side {
+            Side::Outgoing => self.outgoing_event(kind, record),
+            Side::Incoming => self.incoming_event(kind, record),
         }
         // An update that this very event ended has it too.
-        if let Some(update) = self.current.as_mut().or_else(|| {
-            self.past
-                .back_mut()
-                .filter(|update| update.ended_ns == Some(end_of(record)))
-        }) {
+        let ended = self.past.len() > ended_before || self.past.len() == REMEMBERED;
+        let past = self
+            .past
+            .back_mut()
+            .filter(|update| ended && update.ended_ns == Some(end_of(record)));
+        if let Some(update) = past {
+            update.events.seen += 1;
+        } else if let Some(update) = self.of(side) {
             update.events.seen += 1;
         }
     }
 
-    /// Whether an event belongs to an update, so that one has to be there.
-    fn begins(&self, kind: Kind, record: &Record) -> bool {
-        self.current.is_none()
-            && match kind {
-                Kind::Preserve
-                | Kind::Prepare
-                | Kind::FilePrepare
-                | Kind::FileFreeze
-                | Kind::Freeze
-                | Kind::Jump => true,
-                // A restore or a finish that was refused is no sign of an update before it.
-                Kind::Restore | Kind::Finish | Kind::Cancel => record.ret() == Some(0),
-                // A plain kexec preserves nothing: no update.
-                Kind::Reboot => !self.outgoing.is_empty(),
-                Kind::Open
-                | Kind::Release
-                | Kind::Ioctl
-                | Kind::Unpreserve
-                | Kind::Boot
-                | Kind::Lost => false,
+    /// Takes in what no orchestrator did; whether it was that.
+    fn is_about_lu(&mut self, kind: Kind, record: &Record) -> bool {
+        match kind {
+            Kind::Lost => self.lose(record.lost().unwrap_or(0)),
+            Kind::Name => self.names.push(record),
+            Kind::Kernel => {
+                self.kernel = record.kernel_release().map(|release| shown(&release));
             }
+            Kind::Anchor => self.read_clocks(record),
+            Kind::LastBeat => {
+                let t_ns = self.axis.at(record.header.t_ns);
+                self.outgoing.jumped_ns.get_or_insert(t_ns);
+            }
+            _ => return false,
+        }
+        true
     }
 
-    fn begin(&mut self, record: &Record) {
-        self.next_number += 1;
-        let mut update = Update::new(self.next_number, record);
-        update.files.clone_from(&self.outgoing);
-        update.errors = std::mem::take(&mut self.early_errors);
-        update.events.lost = std::mem::take(&mut self.early_lost);
-        self.current = Some(update);
+    fn lose(&mut self, lost: u64) {
+        let add = |sum: &mut u64| *sum = sum.saturating_add(lost);
+        add(&mut self.lost);
+        add(&mut self.outgoing.events.lost);
+        if let Some(update) = &mut self.incoming {
+            add(&mut update.events.lost);
+        } else if !self.outgoing.has_begun()
+            && let Some(update) = self.past.back_mut()
+        {
+            // They may be the last one's, or the next one's first: both are marked.
+            add(&mut update.events.lost);
+        }
+    }
+
+    fn read_clocks(&mut self, record: &Record) {
+        let Some(anchor) = record.anchor() else {
+            return;
+        };
+        match self.axis.read(record.header.t_ns, anchor) {
+            Told::Same(hz) => {
+                if let Some(crossing) = self.incoming.as_mut().and_then(|u| u.crossing.as_mut()) {
+                    crossing.new_hz = hz;
+                }
+                // The last update may have ended before the frequency was known.
+                if let Some(crossing) = self.past.back_mut().and_then(|u| u.crossing.as_mut())
+                    && crossing.new_hz.is_none()
+                {
+                    crossing.new_hz = hz;
+                }
+            }
+            Told::Crossed(crossing) => {
+                self.hand_over(self.axis.at(0));
+                if let Some(update) = &mut self.incoming {
+                    update.crossing = crossing;
+                    update.kernels.extend(self.kernel.clone());
+                    if crossing.is_some() && anchor.init_ns > 0 {
+                        update.booted_ns = Some(self.axis.at(anchor.init_ns));
+                    }
+                }
+            }
+        }
+        if self.outgoing.kernels.is_empty() {
+            self.outgoing.kernels.extend(self.kernel.clone());
+        }
+    }
+
+    /// Which update a record belongs to.
+    fn side(&self, kind: Kind, record: &Record) -> Side {
+        let incoming = match kind {
+            Kind::SessionRetrieve
+            | Kind::SessionFinish
+            | Kind::Restore
+            | Kind::FileRetrieve
+            | Kind::FileFinish
+            | Kind::Finish
+            | Kind::Deserialize
+            | Kind::Boot => true,
+            Kind::Ioctl => match operation(record) {
+                "restore" | "retrieve-session" | "retrieve" | "finish" => true,
+                "preserve" | "create-session" | "prepare" | "cancel" | "unpreserve" => false,
+                _ => !self.outgoing.has_begun(),
+            },
+            // Of a session that is closed only the incoming ones matter here.
+            Kind::SessionRelease => record.session().is_none_or(|id| {
+                self.incoming
+                    .as_ref()
+                    .is_some_and(|update| update.can_name(id))
+            }),
+            Kind::Open | Kind::Release => !self.outgoing.has_begun(),
+            _ => false,
+        };
+        if incoming && self.incoming.is_some() {
+            Side::Incoming
+        } else {
+            Side::Outgoing
+        }
+    }
+
+    fn of(&mut self, side: Side) -> Option<&mut Update> {
+        match side {
+            Side::Incoming => self.incoming.as_mut(),
+            Side::Outgoing => Some(&mut self.outgoing).filter(|update| update.has_begun()),
+        }
+    }
+
+    /// Begins an update if an event belongs to one and there is none.
+    fn begin_if_due(&mut self, kind: Kind, record: &Record) {
+        let done = record.ret() == Some(0);
+        // What is seen for the first time after the kexec, lu did not see before it. A restore or a finish
+        // that was refused is no sign of an update.
+        let of_the_past = matches!(kind, Kind::Restore | Kind::Finish | Kind::SessionRetrieve)
+            && done
+            && self.incoming.is_none()
+            && !self.is_own(record);
+        if of_the_past {
+            let mut update = Update::beyond_kexec();
+            self.begin(&mut update, record);
+            self.incoming = Some(update);
+        }
+        let due = match kind {
+            Kind::Preserve
+            | Kind::Prepare
+            | Kind::FilePrepare
+            | Kind::FileFreeze
+            | Kind::Freeze
+            | Kind::Jump => record.interface() == Interface::V3 || !self.is_empty(record),
+            Kind::Cancel => done,
+            Kind::SessionCreate => done && !self.is_own(record),
+            // A plain kexec preserves nothing: no update.
+            Kind::Reboot => !self.is_empty(record),
+            _ => false,
+        };
+        if due && !self.outgoing.has_begun() {
+            let mut update = std::mem::take(&mut self.outgoing);
+            self.begin(&mut update, record);
+            self.outgoing = update;
+        }
+    }
+
+    fn begin(&mut self, update: &mut Update, record: &Record) {
+        self.last_number += 1;
+        update.number = self.last_number;
+        update.interface = Some(record.interface());
+        update.emulated = record.is_emulated();
+        update.began_ns = record.header.t_ns;
+        if update.kernels.is_empty() {
+            update.kernels.extend(self.kernel.clone());
+        }
+    }
+
+    fn is_own(&self, record: &Record) -> bool {
+        self.names.is(record, RECORDER)
+    }
+
+    /// Whether there is nothing to hand over, but for lu's own.
+    fn is_empty(&self, record: &Record) -> bool {
+        let own = self.is_own(record);
+        own || self
+            .outgoing
+            .sessions
+            .values()
+            .all(|session| session.is_own() || (session.name.is_none() && session.files.is_empty()))
     }
 
     /// Counts a system call that failed, once, by what the caller asked for.
@@ -142,206 +288,278 @@ impl Timeline {
         let Some(errno) = record.errno() else { return };
         let operation = match kind {
             Kind::Open => "open",
-            Kind::Reboot => "reboot",
+            Kind::Kexec => "reboot",
             Kind::Ioctl => operation(record),
             // The functions within are told by the call that they are part of.
             _ => return,
         };
-        let errors = match &mut self.current {
-            Some(update) => &mut update.errors,
-            None => &mut self.early_errors,
+        let side = self.side(kind, record);
+        let update = match (side, &mut self.incoming) {
+            (Side::Incoming, Some(update)) => update,
+            _ => &mut self.outgoing,
         };
-        *errors.entry((operation, errno)).or_default() += 1;
+        *update.errors.entry((operation, errno)).or_default() += 1;
+    }
+
+    fn outgoing_event(&mut self, kind: Kind, record: &Record) {
+        let done = record.ret() == Some(0);
+        match kind {
+            Kind::SessionCreate if done => {
+                let name = self.names.of(record);
+                self.outgoing.session_or_new(record.session(), || name);
+            }
+            Kind::SessionUnpreserve => {
+                if let Some(id) = record.session() {
+                    self.outgoing.close_session(id);
+                }
+            }
+            Kind::SessionFreeze => {
+                if let Some(session) = self.outgoing.session(record.session()) {
+                    session.freeze_ns = record.dur_ns();
+                }
+            }
+            Kind::Preserve if done => self.preserve(record),
+            Kind::Unpreserve if done => {
+                if let (Some(token), Some(session)) =
+                    (record.token(), self.outgoing.session(record.session()))
+                    && let Some(file) = session.files.get_mut(&token)
+                {
+                    file.outcome = FileOutcome::Unpreserved;
+                }
+            }
+            Kind::Release if record.interface() == Interface::V3 => self.release(record),
+            Kind::Prepare if done => self.outgoing.set_phase(PhaseName::Prepare, record),
+            Kind::FilePrepare | Kind::FileFreeze => self.callback(kind, record),
+            Kind::Freeze => self.freeze(record),
+            Kind::Kexec => self.kexec(record),
+            Kind::Jump => {
+                self.outgoing.jumped_ns = Some(record.header.t_ns);
+                self.hand_over(record.header.t_ns);
+            }
+            Kind::Cancel if done => self.end_outgoing(Outcome::Cancelled, record),
+            _ => {}
+        }
+    }
+
+    fn incoming_event(&mut self, kind: Kind, record: &Record) {
+        let done = record.ret() == Some(0);
+        let name = self.names.of(record);
+        let Some(update) = &mut self.incoming else {
+            return;
+        };
+        match kind {
+            Kind::Boot => update.booted_ns = record.end_ns(),
+            Kind::SessionRetrieve if done => {
+                let session = update.session_or_new(record.session(), || name);
+                session.outcome = SessionOutcome::Retrieved;
+            }
+            Kind::Restore => restore(update, record),
+            Kind::SessionFinish if done => {
+                let Some(session) = update.session(record.session()) else {
+                    return;
+                };
+                let own = session.is_own();
+                session.turn(FileOutcome::Frozen, FileOutcome::Unclaimed);
+                // The last close of a session that is finished already calls it once more.
+                let first = session.outcome != SessionOutcome::Finished;
+                session.outcome = SessionOutcome::Finished;
+                if first && !own {
+                    update.extend_phase(PhaseName::Finish, record);
+                }
+                if update.is_all_finished() {
+                    self.end_incoming(Outcome::Finished, record);
+                }
+            }
+            Kind::SessionRelease if record.errno().is_some() => {
+                if let Some(session) = update.session(record.session()) {
+                    session.outcome = SessionOutcome::Stranded;
+                }
+            }
+            Kind::Finish if done => {
+                for session in update.sessions.values_mut() {
+                    session.turn(FileOutcome::Frozen, FileOutcome::Unclaimed);
+                }
+                update.set_phase(PhaseName::Finish, record);
+                self.end_incoming(Outcome::Finished, record);
+            }
+            _ => {}
+        }
     }
 
     fn preserve(&mut self, record: &Record) {
-        if record.ret() != Some(0) {
-            return;
-        }
         let Some(token) = record.token() else { return };
-        let span = FileSpan {
-            kind: record.file_kind(),
-            bytes: record.bytes(),
-            preserve_ns: record.dur_ns(),
-            ..FileSpan::default()
-        };
-        self.outgoing.insert(token, span);
-        // Beyond the kexec it is the next update's file: the two token spaces do not meet.
-        if let Some(update) = &mut self.current
-            && !update.is_beyond_kexec()
-        {
-            update.extend_phase(PhaseName::Preserve, record);
-            update.files.insert(token, span);
+        let name = self.names.of(record);
+        let session = self.outgoing.session_or_new(record.session(), || name);
+        let own = session.is_own();
+        session.files.insert(
+            token,
+            FileSpan {
+                kind: record.file_kind(),
+                bytes: record.bytes(),
+                preserve_ns: record.dur_ns(),
+                ..FileSpan::default()
+            },
+        );
+        if !own {
+            self.outgoing.extend_phase(PhaseName::Preserve, record);
         }
     }
 
-    fn unpreserve(&mut self, record: &Record) {
-        if record.ret() != Some(0) {
-            return;
-        }
-        let Some(token) = record.token() else { return };
-        self.outgoing.remove(&token);
-        if self.current.as_ref().is_some_and(Update::is_beyond_kexec) {
-            return;
-        }
-        if let Some(file) = self.file(token) {
-            file.outcome = FileOutcome::Unpreserved;
-        }
-    }
-
-    /// The last close of the device drops the outgoing set. What is frozen has already been handed over.
+    /// v3: the last close of the device drops the outgoing set. What is frozen has already been handed
+    /// over.
     fn release(&mut self, record: &Record) {
-        let had_files = !self.outgoing.is_empty();
-        self.outgoing.clear();
-        let Some(update) = &mut self.current else {
+        if self.outgoing.has_phase(PhaseName::Freeze) {
+            return;
+        }
+        let Some(session) = self.outgoing.session(None) else {
             return;
         };
-        if update.has_phase(PhaseName::Freeze) {
-            return;
-        }
-        for file in update.files.values_mut() {
-            if file.outcome == FileOutcome::Preserved {
-                file.outcome = FileOutcome::Dropped;
-            }
-        }
+        let had_files = session
+            .files
+            .values()
+            .any(|file| file.outcome == FileOutcome::Preserved);
+        session.turn(FileOutcome::Preserved, FileOutcome::Dropped);
         // Before PREPARE that was the whole update; after it the state machine goes on without files.
-        if had_files && !update.has_phase(PhaseName::Prepare) {
-            self.end(Outcome::Aborted, record);
+        if had_files && !self.outgoing.has_phase(PhaseName::Prepare) {
+            self.end_outgoing(Outcome::Aborted, record);
         }
     }
 
     fn callback(&mut self, kind: Kind, record: &Record) {
-        let Some(token) = record.token() else { return };
-        let (dur, failed) = (record.dur_ns(), record.ret() != Some(0));
-        let bytes = record.bytes();
-        if let Some(file) = self.file(token) {
-            if kind == Kind::FileFreeze {
-                file.freeze_ns = dur;
-            } else {
-                file.prepare_ns = dur;
-            }
-            file.bytes = bytes.or(file.bytes);
-            if failed {
-                file.outcome = FileOutcome::Failed;
-            } else if file.outcome == FileOutcome::Failed {
-                // A second try that succeeded.
-                file.outcome = FileOutcome::Preserved;
-            }
+        let Some(file) = self
+            .outgoing
+            .session(record.session())
+            .zip(record.token())
+            .and_then(|(session, token)| session.files.get_mut(&token))
+        else {
+            return;
+        };
+        if kind == Kind::FileFreeze {
+            file.freeze_ns = record.dur_ns();
+        } else {
+            file.prepare_ns = record.dur_ns();
+        }
+        file.bytes = record.bytes().or(file.bytes);
+        if record.ret() != Some(0) {
+            file.outcome = FileOutcome::Failed;
+        } else if file.outcome == FileOutcome::Failed {
+            // A second try that succeeded.
+            file.outcome = FileOutcome::Preserved;
         }
     }
 
     fn freeze(&mut self, record: &Record) {
-        let Some(update) = &mut self.current else {
-            return;
-        };
-        if record.ret() == Some(0) {
-            update.set_phase(PhaseName::Freeze, record);
-            for file in update.files.values_mut() {
-                if file.outcome == FileOutcome::Preserved {
-                    file.outcome = FileOutcome::Frozen;
-                }
-            }
-        } else {
-            // The caller's reboot(2) fails too, and that ends the attempt.
+        let update = &mut self.outgoing;
+        update.freeze_failed = record.ret() != Some(0);
+        if update.freeze_failed {
             update.failed_freezes += 1;
+            update.unfreeze_all();
+        } else {
+            update.set_phase(PhaseName::Freeze, record);
+            update.freeze_all();
         }
     }
 
-    fn reboot(&mut self, record: &Record) {
-        if record.errno().is_some() {
-            self.end(Outcome::Aborted, record);
-        }
-    }
-
-    fn jump(&mut self, record: &Record) {
-        let Some(update) = &mut self.current else {
+    /// reboot(KEXEC), at its entry and where it came back.
+    fn kexec(&mut self, record: &Record) {
+        if !record.is_exit() {
+            self.outgoing.kexec_ns = Some(record.header.t_ns);
+            self.outgoing.freeze_failed = false;
             return;
-        };
-        update.jumped_ns = Some(record.header.t_ns);
+        }
+        if record.errno().is_none() {
+            return;
+        }
+        // In v3 a freeze that failed is the end of the attempt. A kexec that fails after a good freeze
+        // leaves everything frozen, and can be tried again.
+        if self.outgoing.freeze_failed && record.interface() == Interface::V3 {
+            self.end_outgoing(Outcome::Aborted, record);
+        }
+    }
+
+    /// The kernel is replaced: what was going out is coming in.
+    fn hand_over(&mut self, t_ns: u64) {
+        let mut update = std::mem::take(&mut self.outgoing);
+        if let Some(mut old) = self.incoming.take() {
+            old.outcome = Outcome::Aborted;
+            old.ended_ns = Some(t_ns);
+            self.remember(old);
+        }
+        if !update.has_begun() {
+            return;
+        }
+        update.beyond_kexec = true;
         // Nothing was frozen: the files are gone with their kernel. Where a freeze may only not have been
         // seen, its outcome is unknown, and what comes will tell.
-        let may_be_frozen = update.has_phase(PhaseName::Prepare)
+        let may_be_frozen = update.has_phase(PhaseName::Freeze)
+            || update.has_phase(PhaseName::Prepare)
             || update.events.lost > 0
-            || update.files.values().any(|file| file.freeze_ns.is_some());
-        if !update.has_phase(PhaseName::Freeze) && !may_be_frozen {
-            for file in update.files.values_mut() {
-                if file.outcome == FileOutcome::Preserved {
-                    file.outcome = FileOutcome::Lost;
-                }
-            }
-            self.end(Outcome::Aborted, record);
-        }
-        self.outgoing.clear();
-    }
-
-    fn boot(&mut self, record: &Record) {
-        self.outgoing.clear();
-        if let Some(update) = &mut self.current {
-            update.booted_ns = record.end_ns();
-        }
-    }
-
-    fn restore(&mut self, record: &Record) {
-        let (Some(token), Some(ret)) = (record.token(), record.ret()) else {
-            return;
-        };
-        let Some(update) = &mut self.current else {
-            return;
-        };
-        // An attempt before the kexec, or a second one, says nothing about the file.
-        if ret == -lu_common::uapi::errno::EBUSY
-            || ret == -lu_common::uapi::errno::ENOENT
-            || update
-                .files
-                .get(&token)
-                .is_some_and(|file| file.outcome == FileOutcome::Restored)
-        {
-            return;
-        }
-        let file = update.files.entry(token).or_default();
-        file.restore_ns = record.dur_ns();
-        if ret == 0 {
-            file.kind = record.file_kind().or(file.kind);
-            file.bytes = record.bytes().or(file.bytes);
-            file.outcome = FileOutcome::Restored;
-            update.extend_phase(PhaseName::Restore, record);
+            || update.interface == Some(Interface::Sessions)
+            || update.files().any(|(_, _, file)| file.freeze_ns.is_some());
+        if may_be_frozen {
+            self.incoming = Some(update);
         } else {
-            file.outcome = FileOutcome::Failed;
+            update.lose_all();
+            update.outcome = Outcome::Aborted;
+            update.ended_ns = Some(t_ns);
+            self.remember(update);
         }
     }
 
-    fn finish(&mut self, record: &Record) {
-        if let Some(update) = &mut self.current {
-            for file in update.files.values_mut() {
-                if file.outcome == FileOutcome::Frozen {
-                    file.outcome = FileOutcome::Unclaimed;
-                }
-            }
-        }
-        self.phase(PhaseName::Finish, record);
-        self.end(Outcome::Finished, record);
-    }
-
-    fn phase(&mut self, name: PhaseName, record: &Record) {
-        if let Some(update) = &mut self.current {
-            update.set_phase(name, record);
-        }
-    }
-
-    fn end(&mut self, outcome: Outcome, record: &Record) {
-        let Some(mut update) = self.current.take() else {
+    fn end_outgoing(&mut self, outcome: Outcome, record: &Record) {
+        let next = self.outgoing.kept();
+        let mut update = std::mem::replace(&mut self.outgoing, next);
+        if !update.has_begun() {
             return;
-        };
+        }
         update.outcome = outcome;
         update.ended_ns = Some(end_of(record));
+        self.remember(update);
+    }
+
+    fn end_incoming(&mut self, outcome: Outcome, record: &Record) {
+        if let Some(mut update) = self.incoming.take() {
+            update.outcome = outcome;
+            update.ended_ns = Some(end_of(record));
+            self.remember(update);
+        }
+    }
+
+    fn remember(&mut self, update: Update) {
         if self.past.len() == REMEMBERED {
             self.past.pop_front();
         }
         self.past.push_back(update);
     }
+}
 
-    fn file(&mut self, token: u64) -> Option<&mut FileSpan> {
-        self.current.as_mut()?.files.get_mut(&token)
+fn restore(update: &mut Update, record: &Record) {
+    let (Some(token), Some(ret)) = (record.token(), record.ret()) else {
+        return;
+    };
+    let session = update.session_or_new(record.session(), || None);
+    // An attempt before the kexec, or a second one, says nothing about the file.
+    if ret == -errno::EBUSY
+        || ret == -errno::ENOENT
+        || session
+            .files
+            .get(&token)
+            .is_some_and(|file| file.outcome == FileOutcome::Restored)
+    {
+        return;
+    }
+    let own = session.is_own();
+    let file = session.files.entry(token).or_default();
+    file.restore_ns = record.dur_ns();
+    if ret == 0 {
+        file.kind = record.file_kind().or(file.kind);
+        file.bytes = record.bytes().or(file.bytes);
+        file.outcome = FileOutcome::Restored;
+        if !own {
+            update.extend_phase(PhaseName::Restore, record);
+        }
+    } else {
+        file.outcome = FileOutcome::Failed;
     }
 }
 
@@ -369,6 +587,14 @@ fn operation(record: &Record) -> &'static str {
             (v3::SET_FD_EVENT, _) => "set-fd-event",
             _ => "ioctl",
         },
-        Interface::Sessions => "ioctl",
+        Interface::Sessions => match cmd {
+            sessions::CREATE_SESSION => "create-session",
+            sessions::RETRIEVE_SESSION => "retrieve-session",
+            sessions::PRESERVE_FD => "preserve",
+            sessions::RETRIEVE_FD => "retrieve",
+            sessions::FINISH => "finish",
+            sessions::GET_NAME => "get-name",
+            _ => "ioctl",
+        },
     }
 }

@@ -1,20 +1,34 @@
 //! One attempt at a live update.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 
 use lu_common::event::{FileKind, Record};
 use lu_common::uapi::Interface;
 
+use super::clock::{Clock, Crossing};
+
+/// The session in which lu itself hands over what it recorded. It is listed as any other, but it neither
+/// begins an update nor counts for its phases.
+pub const RECORDER: &str = "lu-recorder";
+
+/// How many sessions that ended before the kexec an update remembers.
+const ENDED_SESSIONS: usize = 10_000;
+
+/// The resolution of `CLOCK_MONOTONIC` in the kernel, in nanoseconds (`clock_getres(2)`, high
+/// resolution timers).
+const RESOLUTION_NS: u64 = 1;
+
 /// How an update ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Outcome {
-    /// FINISH in the new kernel.
+    /// v3: FINISH in the new kernel. Sessions: every session that was handed over is finished.
     Finished,
     /// CANCEL.
     Cancelled,
     /// Given up: the freeze failed, the device was closed, or a kexec came without a freeze.
     Aborted,
     /// Not ended yet.
+    #[default]
     InProgress,
 }
 
@@ -47,7 +61,7 @@ pub enum FileOutcome {
     Failed,
     /// Taken off the list by its owner.
     Unpreserved,
-    /// Taken off the list because the device was closed.
+    /// Taken off the list because the device, or its session, was closed.
     Dropped,
     /// A kexec came without a freeze.
     Lost,
@@ -77,7 +91,7 @@ pub struct FileSpan {
     pub kind: Option<FileKind>,
     /// Its size, in bytes, as last seen.
     pub bytes: Option<u64>,
-    /// Time in `luo_register_file`.
+    /// Time in `luo_register_file` (v3) or `luo_preserve_file` (sessions).
     pub preserve_ns: Option<u64>,
     /// Time in its prepare callback.
     pub prepare_ns: Option<u64>,
@@ -89,22 +103,89 @@ pub struct FileSpan {
     pub outcome: FileOutcome,
 }
 
+/// What became of one session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum SessionOutcome {
+    /// Created, not frozen.
+    #[default]
+    Open,
+    /// Closed before the kexec: everything in it was unpreserved.
+    Closed,
+    /// Handed over.
+    Frozen,
+    /// Asked for in the new kernel.
+    Retrieved,
+    /// Finished, explicitly or by its last close.
+    Finished,
+    /// Closed in the new kernel while it could not finish: out of reach until the next kexec.
+    Stranded,
+    /// A kexec came without a freeze.
+    Lost,
+}
+
+impl SessionOutcome {
+    /// The name in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Open => "open",
+            Self::Closed => "closed",
+            Self::Frozen => "frozen",
+            Self::Retrieved => "retrieved",
+            Self::Finished => "finished",
+            Self::Stranded => "stranded",
+            Self::Lost => "lost",
+        }
+    }
+}
+
+/// A session's way through an update.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Session {
+    /// Its name; `None` is v3's flat space.
+    pub name: Option<String>,
+    /// Its files, by token.
+    pub files: BTreeMap<u64, FileSpan>,
+    /// Time to freeze all of it, in nanoseconds.
+    pub freeze_ns: Option<u64>,
+    /// What became of it.
+    pub outcome: SessionOutcome,
+}
+
+impl Session {
+    /// Whether it is lu's own, see [`RECORDER`].
+    #[must_use]
+    pub fn is_own(&self) -> bool {
+        self.name.as_deref() == Some(RECORDER)
+    }
+
+    /// Sets the outcome of each file that now has `from`.
+    pub(super) fn turn(&mut self, from: FileOutcome, to: FileOutcome) {
+        for file in self.files.values_mut() {
+            if file.outcome == from {
+                file.outcome = to;
+            }
+        }
+    }
+}
+
 /// The parts of an update, in their order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum PhaseName {
     /// From the first preserve to the end of the last one.
     Preserve,
-    /// The state machine's PREPARE.
+    /// The state machine's PREPARE (v3).
     Prepare,
     /// The freeze within reboot(KEXEC).
     Freeze,
-    /// From the end of the freeze to the jump.
+    /// From the end of the freeze to the jump; where the jump itself was not seen, to the stop of the
+    /// CPU on which lu ran.
     Shutdown,
-    /// From the jump to the new kernel's orchestrator.
+    /// From there to the new kernel's orchestrator; where no probe sees that, to its first process.
     Boot,
     /// From the first restore to the end of the last one.
     Restore,
-    /// The state machine's FINISH.
+    /// v3: the state machine's FINISH. Sessions: from the first session's FINISH to the end of the last.
     Finish,
 }
 
@@ -135,7 +216,8 @@ impl PhaseName {
     }
 }
 
-/// A phase as far as it is known; times are `CLOCK_MONOTONIC`, in nanoseconds.
+/// A phase as far as it is known. Times are `CLOCK_MONOTONIC` of the kernel in which the update began, in
+/// nanoseconds, carried on beyond the kexec (see [`super::clock`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Phase {
     /// Which one.
@@ -162,13 +244,39 @@ impl Phase {
     }
 }
 
+/// What the blackout begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BlackoutStart {
+    /// The entry of the freeze (v3: user space prepares, then calls reboot(KEXEC)).
+    Freeze,
+    /// The entry of reboot(KEXEC) (sessions).
+    Reboot,
+}
+
+impl BlackoutStart {
+    /// The name in reports.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Freeze => "freeze",
+            Self::Reboot => "reboot",
+        }
+    }
+}
+
 /// How long the machine was dark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Blackout {
-    /// From the entry of the freeze, in nanoseconds.
+    /// When it began, in nanoseconds (see [`Phase`]).
     pub start_ns: u64,
     /// To the end of the last restore, as a length in nanoseconds.
     pub ns: u64,
+    /// What it begins with.
+    pub from: BlackoutStart,
+    /// The clock that tells.
+    pub clock: Clock,
+    /// The length may be off by this, in nanoseconds; `None` where that is not known yet.
+    pub uncertainty_ns: Option<u64>,
 }
 
 /// How many events a number rests on.
@@ -186,63 +294,197 @@ struct Span {
     end_ns: u64,
 }
 
-/// One attempt: it begins with the first preserve.
-#[derive(Clone, Debug)]
+/// One attempt: it begins with the first session (v3: the first preserve).
+#[derive(Clone, Debug, Default)]
 pub struct Update {
-    /// Counts the updates that were seen, from 1.
+    /// Counts the updates that were seen, from 1; 0: it has not begun.
     pub number: u64,
     /// The interface that it went through.
-    pub interface: Interface,
+    pub interface: Option<Interface>,
     /// Whether the orchestrator was an emulated one.
     pub emulated: bool,
     /// How it ended.
     pub outcome: Outcome,
-    /// When its first event began (`CLOCK_MONOTONIC`, nanoseconds).
+    /// When its first event began (see [`Phase`]).
     pub began_ns: u64,
     /// When its last event ended.
     pub ended_ns: Option<u64>,
-    /// Its files, by token.
-    pub files: BTreeMap<u64, FileSpan>,
+    /// Its sessions, in the order of their creation. v3's flat space is one.
+    pub sessions: BTreeMap<u64, Session>,
+    /// How many sessions were closed before the kexec and are forgotten, because there were too many.
+    pub forgotten_sessions: u64,
     /// Failed system calls: how often which operation failed with which errno.
     pub errors: BTreeMap<(&'static str, i32), u64>,
     /// What it rests on.
     pub events: Events,
     /// How often the freeze failed.
     pub failed_freezes: u64,
+    /// The releases of the kernels that it went through, as far as they are known.
+    pub kernels: Vec<String>,
+    /// How the clocks of the two kernels lie to each other.
+    pub crossing: Option<Crossing>,
+    /// Whether the new kernel is running.
+    pub(super) beyond_kexec: bool,
+    /// Whether the freeze of the reboot(KEXEC) under way has failed.
+    pub(super) freeze_failed: bool,
+    pub(super) kexec_ns: Option<u64>,
     pub(super) jumped_ns: Option<u64>,
     pub(super) booted_ns: Option<u64>,
+    /// The sessions that can be named at the moment.
+    current: HashMap<u64, u64>,
+    next_session: u64,
     spans: BTreeMap<PhaseName, Span>,
 }
 
+/// The key of v3's flat space.
+const FLAT: u64 = 0;
+
 impl Update {
-    pub(super) fn new(number: u64, record: &Record) -> Self {
+    /// One that is first seen in the new kernel.
+    pub(super) fn beyond_kexec() -> Self {
         Self {
-            number,
-            interface: record.interface(),
-            emulated: record.is_emulated(),
-            outcome: Outcome::InProgress,
-            began_ns: record.header.t_ns,
-            ended_ns: None,
-            files: BTreeMap::new(),
-            errors: BTreeMap::new(),
-            events: Events::default(),
-            failed_freezes: 0,
-            jumped_ns: None,
-            booted_ns: None,
-            spans: BTreeMap::new(),
+            beyond_kexec: true,
+            ..Self::default()
         }
+    }
+
+    /// Whether there is anything to tell of it.
+    pub(super) const fn has_begun(&self) -> bool {
+        self.number > 0
+    }
+
+    /// All files, with their session and token.
+    pub fn files(&self) -> impl Iterator<Item = (&Session, u64, &FileSpan)> {
+        self.sessions.values().flat_map(|session| {
+            session
+                .files
+                .iter()
+                .map(move |(token, file)| (session, *token, file))
+        })
+    }
+
+    /// The session of an id; v3's flat space where there is none.
+    pub(super) fn session(&mut self, id: Option<u64>) -> Option<&mut Session> {
+        let key = match id {
+            Some(id) => *self.current.get(&id)?,
+            None => FLAT,
+        };
+        self.sessions.get_mut(&key)
+    }
+
+    /// Whether a session of this id can be named at the moment.
+    pub(super) fn can_name(&self, id: u64) -> bool {
+        self.current.contains_key(&id)
+    }
+
+    /// The same, and made where it is missing: it came before lu did.
+    pub(super) fn session_or_new(
+        &mut self,
+        id: Option<u64>,
+        name: impl FnOnce() -> Option<String>,
+    ) -> &mut Session {
+        let key = match id {
+            Some(id) => *self.current.entry(id).or_insert_with(|| {
+                self.next_session += 1;
+                self.next_session
+            }),
+            None => FLAT,
+        };
+        self.sessions.entry(key).or_insert_with(|| Session {
+            name: name(),
+            ..Session::default()
+        })
+    }
+
+    /// The session is closed before the kexec; another one may have its name from now on.
+    pub(super) fn close_session(&mut self, id: u64) {
+        let Some(key) = self.current.remove(&id) else {
+            return;
+        };
+        if let Some(session) = self.sessions.get_mut(&key) {
+            session.turn(FileOutcome::Preserved, FileOutcome::Dropped);
+            session.outcome = SessionOutcome::Closed;
+        }
+        let ended = self.sessions.len() - self.current.len();
+        if ended > ENDED_SESSIONS {
+            let oldest = self
+                .sessions
+                .iter()
+                .find(|(_, session)| session.outcome == SessionOutcome::Closed)
+                .map(|(key, _)| *key);
+            if let Some(key) = oldest {
+                self.sessions.remove(&key);
+                self.forgotten_sessions += 1;
+            }
+        }
+    }
+
+    /// Everything in the list is handed over.
+    pub(super) fn freeze_all(&mut self) {
+        for session in self.sessions.values_mut() {
+            session.turn(FileOutcome::Preserved, FileOutcome::Frozen);
+            if session.outcome == SessionOutcome::Open {
+                session.outcome = SessionOutcome::Frozen;
+            }
+        }
+    }
+
+    /// The freeze failed, and what had been frozen is not any more.
+    pub(super) fn unfreeze_all(&mut self) {
+        for session in self.sessions.values_mut() {
+            session.turn(FileOutcome::Frozen, FileOutcome::Preserved);
+            if session.outcome == SessionOutcome::Frozen {
+                session.outcome = SessionOutcome::Open;
+            }
+        }
+    }
+
+    /// A kexec came without a freeze.
+    pub(super) fn lose_all(&mut self) {
+        for session in self.sessions.values_mut() {
+            session.turn(FileOutcome::Preserved, FileOutcome::Lost);
+            if session.outcome == SessionOutcome::Open {
+                session.outcome = SessionOutcome::Lost;
+            }
+        }
+    }
+
+    /// What the next attempt begins with: the files that are still in the list.
+    pub(super) fn kept(&self) -> Self {
+        let mut next = Self {
+            current: self.current.clone(),
+            next_session: self.next_session,
+            ..Self::default()
+        };
+        for (key, session) in &self.sessions {
+            let mut session = session.clone();
+            session.files.retain(|_, file| {
+                matches!(
+                    file.outcome,
+                    FileOutcome::Preserved | FileOutcome::Frozen | FileOutcome::Failed
+                )
+            });
+            for file in session.files.values_mut() {
+                file.outcome = FileOutcome::Preserved;
+            }
+            next.sessions.insert(*key, session);
+        }
+        next
+    }
+
+    /// Whether every session that was handed over has come to its end.
+    pub(super) fn is_all_finished(&self) -> bool {
+        let mut handed_over = self
+            .sessions
+            .values()
+            .filter(|session| !session.is_own() && session.outcome != SessionOutcome::Closed)
+            .peekable();
+        handed_over.peek().is_some()
+            && handed_over.all(|session| session.outcome == SessionOutcome::Finished)
     }
 
     pub(super) fn has_phase(&self, name: PhaseName) -> bool {
         self.spans.contains_key(&name)
-    }
-
-    /// Whether the new kernel is running.
-    pub(super) fn is_beyond_kexec(&self) -> bool {
-        self.jumped_ns.is_some()
-            || self.booted_ns.is_some()
-            || self.has_phase(PhaseName::Restore)
-            || self.has_phase(PhaseName::Finish)
     }
 
     pub(super) fn set_phase(&mut self, name: PhaseName, record: &Record) {
@@ -266,20 +508,19 @@ impl Update {
     /// not seen is there as unknown.
     #[must_use]
     pub fn phases(&self) -> Vec<Phase> {
-        let beyond_kexec = self.is_beyond_kexec();
-        let frozen = self.has_phase(PhaseName::Freeze) || beyond_kexec;
+        let frozen = self.has_phase(PhaseName::Freeze) || self.beyond_kexec;
+        let v3 = self.interface == Some(Interface::V3);
+        let freeze_end = self.spans.get(&PhaseName::Freeze).map(|span| span.end_ns);
         PhaseName::ALL
             .into_iter()
             .filter_map(|name| {
                 let took_place = match name {
                     PhaseName::Preserve | PhaseName::Restore | PhaseName::Finish => false,
-                    PhaseName::Prepare | PhaseName::Freeze => {
-                        frozen && self.outcome != Outcome::Aborted
-                    }
-                    PhaseName::Shutdown => frozen && beyond_kexec,
-                    PhaseName::Boot => beyond_kexec && self.outcome != Outcome::Aborted,
+                    PhaseName::Prepare => v3 && frozen && self.outcome != Outcome::Aborted,
+                    PhaseName::Freeze => frozen && self.outcome != Outcome::Aborted,
+                    PhaseName::Shutdown => self.beyond_kexec,
+                    PhaseName::Boot => self.beyond_kexec && self.outcome != Outcome::Aborted,
                 };
-                let freeze_end = self.spans.get(&PhaseName::Freeze).map(|span| span.end_ns);
                 let phase = match (name, self.spans.get(&name)) {
                     (PhaseName::Shutdown, _) => Phase::between(name, freeze_end, self.jumped_ns),
                     (PhaseName::Boot, _) => Phase::between(name, self.jumped_ns, self.booted_ns),
@@ -291,22 +532,36 @@ impl Update {
             .collect()
     }
 
-    /// The blackout: from the entry of the freeze to the end of the last restore. `None` until the
-    /// update is finished or every file is restored, and where either end was not seen.
+    /// The blackout, to the end of the last restore. `None` until the update is finished or every file is
+    /// restored, and where either end was not seen or no clock spans both.
     #[must_use]
     pub fn blackout(&self) -> Option<Blackout> {
-        let freeze = self.spans.get(&PhaseName::Freeze)?;
+        let (from, start_ns) = match self.interface? {
+            Interface::V3 => (
+                BlackoutStart::Freeze,
+                self.spans.get(&PhaseName::Freeze)?.start_ns,
+            ),
+            Interface::Sessions => (BlackoutStart::Reboot, self.kexec_ns?),
+        };
         let restore = self.spans.get(&PhaseName::Restore)?;
         let waiting = self
-            .files
-            .values()
-            .any(|file| file.outcome == FileOutcome::Frozen);
+            .files()
+            .any(|(session, _, file)| file.outcome == FileOutcome::Frozen && !session.is_own());
         if waiting && self.outcome != Outcome::Finished {
             return None;
         }
+        let (clock, uncertainty_ns) = match (&self.crossing, self.emulated) {
+            (Some(crossing), _) => (crossing.clock, crossing.uncertainty_ns()),
+            (None, true) => (Clock::Monotonic, Some(2 * RESOLUTION_NS)),
+            // The kernel was replaced, and nothing tells how its clock lies to the old one's.
+            (None, false) => return None,
+        };
         Some(Blackout {
-            start_ns: freeze.start_ns,
-            ns: restore.end_ns.checked_sub(freeze.start_ns)?,
+            start_ns,
+            ns: restore.end_ns.checked_sub(start_ns)?,
+            from,
+            clock,
+            uncertainty_ns,
         })
     }
 }

@@ -1,0 +1,70 @@
+//! Where the kernel keeps what the programs read: offsets that user space takes from the running
+//! kernel's BTF and hands over as one read-only global. None is written down here.
+
+use core::mem::size_of;
+
+/// The value of an offset that the running kernel's types do not have.
+pub const ABSENT: u32 = u32::MAX;
+
+macro_rules! offsets {
+    ($($(#[$doc:meta])* $field:ident: $type:literal, $path:expr;)*) => {
+        /// Offsets of members, in bytes.
+        #[repr(C)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub struct Offsets { $($(#[$doc])* pub $field: u32,)* }
+
+        impl Offsets {
+            /// Nothing is known.
+            pub const NONE: Self = Self { $($field: ABSENT,)* };
+
+            /// The structure and the member of each field, in the fields' order.
+            pub const MEMBERS: &[(&str, &str)] = &[$(($type, $path),)*];
+
+            /// Asks `find` for each member's offset; `None` becomes [`ABSENT`].
+            #[must_use]
+            pub fn read(find: impl Fn(&str, &str) -> Option<u32>) -> Self {
+                Self { $($field: find($type, $path).unwrap_or(ABSENT),)* }
+            }
+
+            /// The offsets in the order of [`Self::MEMBERS`].
+            #[must_use]
+            pub const fn list(&self) -> [u32; size_of::<Self>() / 4] {
+                [$(self.$field,)*]
+            }
+        }
+    };
+}
+
+offsets! {
+    /// The session's name.
+    session_name: "luo_session", "name";
+    /// The session's files, which the functions get instead of the session.
+    session_file_set: "luo_session", "file_set";
+    /// Of a session's file: the session.
+    file_private_data: "file", "private_data";
+    /// Tells the kind of file.
+    file_f_op: "file", "f_op";
+    /// The file's inode.
+    file_f_inode: "file", "f_inode";
+    /// Type and permissions.
+    inode_i_mode: "inode", "i_mode";
+    /// Size in bytes.
+    inode_i_size: "inode", "i_size";
+    /// Links; a memfd has none.
+    inode_i_nlink: "inode", "i_nlink";
+    /// The inode's file system.
+    inode_i_sb: "inode", "i_sb";
+    /// Which file system it is.
+    sb_s_magic: "super_block", "s_magic";
+    /// Of a callback's argument: the file.
+    args_file: "liveupdate_file_op_args", "file";
+    /// Of a system call's registers: the third argument.
+    regs_third: "pt_regs", THIRD_ARGUMENT;
+}
+
+/// The register of a system call's third argument, where user space is compiled for the machine.
+const THIRD_ARGUMENT: &str = if cfg!(target_arch = "aarch64") {
+    "regs[2]"
+} else {
+    "dx"
+};

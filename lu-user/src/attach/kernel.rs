@@ -1,0 +1,121 @@
+//! Hooks on the kernel's own orchestrator: by fentry and fexit, else by kprobe and kretprobe.
+
+use aya::maps::HashMap;
+use aya::programs::{FEntry, FExit, KProbe};
+use aya::{Btf, Ebpf, EbpfError};
+use lu_common::layout::{ABSENT, Offsets};
+use lu_common::uapi::Interface;
+
+use super::symbols::file_operations;
+use super::types::Types;
+use super::{Error, Hook, Outcome, chain, hooks, program, take_map};
+
+/// The kernel's orchestrator, as its types tell it.
+pub struct Place {
+    /// Its interface.
+    pub interface: Interface,
+    /// Where things are.
+    pub offsets: Offsets,
+}
+
+/// Looks the kernel's orchestrator up in the kernel's types.
+pub fn place() -> Result<Place, Error> {
+    let types = Types::of_kernel().map_err(Error::Unknown)?;
+    let interface = interface_of(&types).ok_or_else(|| {
+        Error::Unknown("the orchestrator is of another version, or built without BTF".to_owned())
+    })?;
+    let mut offsets = types.offsets();
+    // Without the operations' addresses the kind is unknown, and a guess would be wrong.
+    if file_operations().is_empty() {
+        offsets.file_f_op = ABSENT;
+    }
+    Ok(Place { interface, offsets })
+}
+
+/// The interface that a kernel with these types has.
+#[must_use]
+pub fn interface_of(types: &Types) -> Option<Interface> {
+    if types.has_function("luo_session_create") {
+        Some(Interface::Sessions)
+    } else {
+        types
+            .has_function("luo_register_file")
+            .then_some(Interface::V3)
+    }
+}
+
+impl Place {
+    /// What the types lack of what the hooks read.
+    #[must_use]
+    pub fn unknown_members(&self) -> Vec<(&'static str, &'static str)> {
+        Offsets::MEMBERS
+            .iter()
+            .zip(self.offsets.list())
+            .filter(|(_, offset)| *offset == ABSENT)
+            .map(|(member, _)| *member)
+            .collect()
+    }
+}
+
+/// Attaches every hook of the interface.
+pub fn attach(ebpf: &mut Ebpf, place: &Place) -> Result<Vec<Outcome>, EbpfError> {
+    let mut kinds: HashMap<_, u64, u16> =
+        HashMap::try_from(take_map(ebpf, "FILE_OPERATIONS")?).map_err(EbpfError::MapError)?;
+    for (address, kind) in file_operations() {
+        kinds
+            .insert(address, kind as u16, 0)
+            .map_err(EbpfError::MapError)?;
+    }
+    let btf = Btf::from_sys_fs().map_err(|error| chain(&error));
+    Ok(hooks(place.interface)
+        .iter()
+        .filter(|hook| hook.is_in_kernel())
+        .map(|hook| Outcome {
+            interface: place.interface,
+            hook,
+            attached: by_fentry(ebpf, hook, &btf)
+                .map(|()| "fentry")
+                .or_else(|fentry| {
+                    by_kprobe(ebpf, hook)
+                        .map(|()| "kprobe")
+                        .map_err(|kprobe| format!("fentry: {fentry}; kprobe: {kprobe}"))
+                }),
+        })
+        .collect())
+}
+
+fn by_fentry(ebpf: &mut Ebpf, hook: &Hook, btf: &Result<Btf, String>) -> Result<(), String> {
+    let btf = btf.as_ref().map_err(Clone::clone)?;
+    let name = format!("fentry_{}", hook.program);
+    let entry: &mut FEntry = program(ebpf, &name)?;
+    entry
+        .load(hook.function, btf)
+        .and_then(|()| entry.attach())
+        .map_err(|error| chain(&error))?;
+    if !hook.exit {
+        return Ok(());
+    }
+    let exit: &mut FExit = program(ebpf, &format!("fexit_{}", hook.program))?;
+    let attached = exit
+        .load(hook.function, btf)
+        .and_then(|()| exit.attach())
+        .map_err(|error| chain(&error));
+    if attached.is_err() {
+        // An entry alone would be remembered for nothing.
+        let entry: &mut FEntry = program(ebpf, &name)?;
+        entry.unload().map_err(|error| chain(&error))?;
+    }
+    attached.map(drop)
+}
+
+fn by_kprobe(ebpf: &mut Ebpf, hook: &Hook) -> Result<(), String> {
+    let ways = [("kprobe", true), ("kretprobe", hook.exit)];
+    for (way, _) in ways.into_iter().filter(|(_, wanted)| *wanted) {
+        let probe: &mut KProbe = program(ebpf, &format!("{way}_{}", hook.program))?;
+        probe
+            .load()
+            .and_then(|()| probe.attach(hook.function, 0))
+            .map_err(|error| chain(&error))?;
+    }
+    Ok(())
+}

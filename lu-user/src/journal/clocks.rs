@@ -1,0 +1,125 @@
+//! All clocks of the running kernel, read at one moment.
+
+use std::fs;
+use std::sync::OnceLock;
+
+use lu_common::event::{Anchor, Kind, Record};
+use nix::time::{ClockId, clock_gettime};
+
+/// How often the clocks are read; the reading with the least spread counts.
+const TRIES: usize = 8;
+
+/// A [`Kind::Anchor`] record of now.
+#[must_use]
+pub fn anchor() -> Record {
+    let (t_ns, anchor) = (0..TRIES)
+        .map(|_| read())
+        .min_by_key(|(_, anchor)| anchor.spread_ns)
+        .unwrap_or_default();
+    Record::made(Kind::Anchor, t_ns, zerocopy::transmute!(anchor))
+}
+
+/// A [`Kind::Kernel`] record of the running kernel.
+#[must_use]
+pub fn kernel() -> Record {
+    let mut payload = [0; 64];
+    if let Ok(name) = nix::sys::utsname::uname() {
+        let release = name.release().as_encoded_bytes();
+        let length = release.len().min(payload.len() - 1);
+        payload[..length].copy_from_slice(&release[..length]);
+    }
+    Record::made(Kind::Kernel, now_ns(), payload)
+}
+
+/// The clock that the hooks read (`CLOCK_MONOTONIC`), in nanoseconds.
+#[must_use]
+pub fn now_ns() -> u64 {
+    clock(ClockId::CLOCK_MONOTONIC)
+}
+
+fn clock(id: ClockId) -> u64 {
+    clock_gettime(id).map_or(0, |now| {
+        now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+    })
+}
+
+fn read() -> (u64, Anchor) {
+    let before = now_ns();
+    let counter = counter();
+    let raw_ns = clock(ClockId::CLOCK_MONOTONIC_RAW);
+    let realtime_ns = clock(ClockId::CLOCK_REALTIME);
+    let spread_ns = now_ns().saturating_sub(before);
+    let (init_ns, tick_ns) = init();
+    let anchor = Anchor {
+        boot_id: boot_id(),
+        counter,
+        raw_ns,
+        realtime_ns,
+        spread_ns,
+        init_ns,
+        tick_ns,
+    };
+    (before + spread_ns / 2, anchor)
+}
+
+/// The CPU's counter: the one that a kexec does not reset.
+#[cfg(target_arch = "x86_64")]
+#[must_use]
+pub fn counter() -> u64 {
+    // SAFETY: the instruction has no preconditions in user space, unless the process gave it up by prctl.
+    unsafe { core::arch::x86_64::_rdtsc() }
+}
+
+/// The CPU's counter: the one that a kexec does not reset.
+#[cfg(target_arch = "aarch64")]
+#[must_use]
+pub fn counter() -> u64 {
+    let counter: u64;
+    // SAFETY: Linux lets user space read this register, and nothing else is touched.
+    unsafe {
+        core::arch::asm!("mrs {}, cntvct_el0", out(reg) counter, options(nomem, nostack));
+    }
+    counter
+}
+
+/// None is known here.
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+#[must_use]
+pub fn counter() -> u64 {
+    0
+}
+
+/// The running boot's id; 0 if it cannot be read.
+#[must_use]
+pub fn boot_id() -> [u8; 16] {
+    static ID: OnceLock<[u8; 16]> = OnceLock::new();
+    *ID.get_or_init(|| {
+        fs::read_to_string("/proc/sys/kernel/random/boot_id")
+            .ok()
+            .and_then(|text| u128::from_str_radix(&text.trim().replace('-', ""), 16).ok())
+            .unwrap_or(0)
+            .to_be_bytes()
+    })
+}
+
+/// When process 1 was started, and the resolution of that, in nanoseconds.
+fn init() -> (u64, u64) {
+    static INIT: OnceLock<(u64, u64)> = OnceLock::new();
+    *INIT.get_or_init(|| {
+        let ticks_a_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)
+            .ok()
+            .flatten()
+            .and_then(|ticks| u64::try_from(ticks).ok())
+            .filter(|ticks| *ticks > 0);
+        let Some(ticks_a_second) = ticks_a_second else {
+            return (0, 0);
+        };
+        let tick_ns = 1_000_000_000 / ticks_a_second;
+        let stat = fs::read_to_string("/proc/1/stat").unwrap_or_default();
+        // The name, in parentheses, may hold anything; the start is the 20th field behind it.
+        let started = stat
+            .rsplit_once(')')
+            .and_then(|(_, fields)| fields.split_ascii_whitespace().nth(19)?.parse::<u64>().ok());
+        (started.unwrap_or(0).saturating_mul(tick_ns), tick_ns)
+    })
+}
