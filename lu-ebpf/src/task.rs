@@ -17,6 +17,8 @@ pub struct Context {
     pub task: Task,
     /// What is known so far of what the call is about: inner functions add to it.
     pub call: Call,
+    /// The kind of the outermost function, whose return ends the call.
+    outermost: u64,
 }
 
 /// One function of the orchestrator that has been entered.
@@ -72,19 +74,38 @@ pub fn count(field: impl Fn(&mut Counters) -> *mut u64) -> u64 {
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(counter, 1) }
 }
 
-/// Remembers who calls, at the outermost function.
-pub fn open_context<O: Orchestrator>(pointer: u64) {
-    if let Some(task) = O::caller(pointer) {
+/// Remembers who calls, at the outermost function, given the pointer that tells it.
+pub fn open_context<O: Orchestrator>(kind: Kind, pointer: u64) {
+    begin(kind, O::caller(pointer));
+}
+
+/// The same at a function that is an inner one where the outer ones have hooks.
+pub fn ensure_context<O: Orchestrator>(kind: Kind) {
+    if context().is_none() {
+        begin(kind, O::unannounced());
+    }
+}
+
+fn begin(kind: Kind, task: Option<Task>) {
+    if let Some(task) = task {
         let context = Context {
             task,
             call: Call::default(),
+            outermost: kind as u64,
         };
         let _ = CONTEXTS.insert(bpf_get_current_pid_tgid(), context, 0);
     }
 }
 
-/// Forgets who called, at the return of the outermost function.
-pub fn close_context() {
+/// Forgets who called, at the return of the function of `kind`, if that was the outermost one.
+pub fn close_context(kind: Kind) {
+    if context().is_some_and(|context| context.outermost == kind as u64) {
+        let _ = CONTEXTS.remove(bpf_get_current_pid_tgid());
+    }
+}
+
+/// Forgets who called, whoever it was: the new kernel begins.
+pub fn forget_context() {
     let _ = CONTEXTS.remove(bpf_get_current_pid_tgid());
 }
 
@@ -110,6 +131,11 @@ pub fn forget_session() {
 
 /// Notes which session the call is about, given where its name is. The first time that the name is seen
 /// it is sent too, so that user space can tell what the id stands for.
+#[expect(
+    clippy::inline_always,
+    reason = "the verifier refuses an `Option` as a function's argument: its value may be uninitialised"
+)]
+#[inline(always)]
 pub fn learn_session<O: Orchestrator>(at: Option<u64>, flags: u8) {
     let Some(name) = at.and_then(O::name) else {
         return;

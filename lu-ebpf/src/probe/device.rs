@@ -11,13 +11,13 @@ pub struct Open;
 
 impl Handler for Open {
     fn entry<E: Entry>(entry: &E) {
-        task::open_context::<E::Orchestrator>(entry.arg(1));
+        task::open_context::<E::Orchestrator>(Kind::Open, entry.arg(1));
         task::enter(Kind::Open, 0);
     }
 
     fn exit<X: Exit>(exit: &X) {
         send_call(Kind::Open, exit);
-        task::close_context();
+        task::close_context(Kind::Open);
     }
 }
 
@@ -26,13 +26,13 @@ pub struct Release;
 
 impl Handler for Release {
     fn entry<E: Entry>(entry: &E) {
-        task::open_context::<E::Orchestrator>(entry.arg(1));
+        task::open_context::<E::Orchestrator>(Kind::Release, entry.arg(1));
         task::enter(Kind::Release, 0);
     }
 
     fn exit<X: Exit>(exit: &X) {
         send_call(Kind::Release, exit);
-        task::close_context();
+        task::close_context(Kind::Release);
     }
 }
 
@@ -41,7 +41,7 @@ pub struct Ioctl;
 
 impl Handler for Ioctl {
     fn entry<E: Entry>(entry: &E) {
-        task::open_context::<E::Orchestrator>(entry.arg(0));
+        task::open_context::<E::Orchestrator>(Kind::Ioctl, entry.arg(0));
         let cmd = entry.arg(1) as u32;
         task::learn(|call| {
             call.cmd = cmd;
@@ -52,6 +52,6 @@ impl Handler for Ioctl {
 
     fn exit<X: Exit>(exit: &X) {
         send_call(Kind::Ioctl, exit);
-        task::close_context();
+        task::close_context(Kind::Ioctl);
     }
 }

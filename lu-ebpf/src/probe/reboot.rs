@@ -20,7 +20,7 @@ impl Handler for SysReboot {
         if E::Orchestrator::reboot_command(registers) != Some(REBOOT_KEXEC) {
             return;
         }
-        task::open_context::<E::Orchestrator>(registers);
+        task::open_context::<E::Orchestrator>(Kind::Kexec, registers);
         task::enter(Kind::Kexec, 0);
         task::send_entry::<E::Orchestrator>(Kind::Kexec, entry.flags(), None);
     }
@@ -29,7 +29,7 @@ impl Handler for SysReboot {
         // Another command than KEXEC: nothing was remembered, and nothing is missing.
         if task::context().is_some() {
             send_call(Kind::Kexec, exit);
-            task::close_context();
+            task::close_context(Kind::Kexec);
         }
     }
 }
@@ -64,7 +64,7 @@ pub struct Boot;
 
 impl Handler for Boot {
     fn entry<E: Entry>(_entry: &E) {
-        task::close_context();
+        task::forget_context();
         task::enter(Kind::Boot, 0);
     }
 

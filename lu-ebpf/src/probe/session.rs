@@ -21,12 +21,14 @@ pub struct Create;
 
 impl Handler for Create {
     fn entry<E: Entry>(entry: &E) {
+        task::ensure_context::<E::Orchestrator>(Kind::SessionCreate);
         task::learn_session::<E::Orchestrator>(Some(entry.arg(0)), entry.flags());
         task::enter(Kind::SessionCreate, 0);
     }
 
     fn exit<X: Exit>(exit: &X) {
         send_call(Kind::SessionCreate, exit);
+        task::close_context(Kind::SessionCreate);
     }
 }
 
@@ -35,12 +37,14 @@ pub struct Retrieve;
 
 impl Handler for Retrieve {
     fn entry<E: Entry>(entry: &E) {
+        task::ensure_context::<E::Orchestrator>(Kind::SessionRetrieve);
         task::learn_session::<E::Orchestrator>(Some(entry.arg(0)), entry.flags());
         task::enter(Kind::SessionRetrieve, 0);
     }
 
     fn exit<X: Exit>(exit: &X) {
         send_call(Kind::SessionRetrieve, exit);
+        task::close_context(Kind::SessionRetrieve);
     }
 }
 
@@ -50,7 +54,7 @@ pub struct Release;
 impl Handler for Release {
     fn entry<E: Entry>(entry: &E) {
         let file = entry.arg(1);
-        task::open_context::<E::Orchestrator>(file);
+        task::open_context::<E::Orchestrator>(Kind::SessionRelease, file);
         // The session is gone at the exit.
         task::learn_session::<E::Orchestrator>(E::Orchestrator::name_of_file(file), entry.flags());
         task::enter(Kind::SessionRelease, 0);
@@ -58,7 +62,7 @@ impl Handler for Release {
 
     fn exit<X: Exit>(exit: &X) {
         send_call(Kind::SessionRelease, exit);
-        task::close_context();
+        task::close_context(Kind::SessionRelease);
     }
 }
 
@@ -68,7 +72,7 @@ pub struct Ioctl;
 impl Handler for Ioctl {
     fn entry<E: Entry>(entry: &E) {
         let file = entry.arg(0);
-        task::open_context::<E::Orchestrator>(file);
+        task::open_context::<E::Orchestrator>(Kind::Ioctl, file);
         let cmd = entry.arg(1) as u32;
         task::learn(|call| {
             call.cmd = cmd;
@@ -80,7 +84,7 @@ impl Handler for Ioctl {
 
     fn exit<X: Exit>(exit: &X) {
         send_call(Kind::Ioctl, exit);
-        task::close_context();
+        task::close_context(Kind::Ioctl);
     }
 }
 
@@ -89,6 +93,7 @@ pub struct PreserveFile;
 
 impl Handler for PreserveFile {
     fn entry<E: Entry>(entry: &E) {
+        task::ensure_context::<E::Orchestrator>(Kind::Preserve);
         learn_set(entry);
         learn_token(entry.arg(1));
         let fd = entry.arg(2) as i32;
@@ -101,6 +106,7 @@ impl Handler for PreserveFile {
 
     fn exit<X: Exit>(exit: &X) {
         send_call(Kind::Preserve, exit);
+        task::close_context(Kind::Preserve);
     }
 }
 
@@ -109,6 +115,7 @@ pub struct RestoreFile;
 
 impl Handler for RestoreFile {
     fn entry<E: Entry>(entry: &E) {
+        task::ensure_context::<E::Orchestrator>(Kind::Restore);
         learn_set(entry);
         learn_token(entry.arg(1));
         task::enter(Kind::Restore, entry.arg(2));
@@ -116,6 +123,7 @@ impl Handler for RestoreFile {
 
     fn exit<X: Exit>(exit: &X) {
         leave_restore(exit);
+        task::close_context(Kind::Restore);
     }
 }
 
@@ -127,6 +135,7 @@ macro_rules! sets {
 
         impl Handler for $name {
             fn entry<E: Entry>(entry: &E) {
+                task::ensure_context::<E::Orchestrator>(Kind::$kind);
                 learn_set(entry);
                 task::enter(Kind::$kind, 0);
             }
@@ -137,6 +146,7 @@ macro_rules! sets {
                 if task::is_within(Kind::Kexec) {
                     task::forget_session();
                 }
+                task::close_context(Kind::$kind);
             }
         }
     )*};

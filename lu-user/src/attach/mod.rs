@@ -51,7 +51,7 @@ pub enum Error {
     RingBuffer(u64),
 }
 
-/// An error with its causes, in one line.
+/// An error with its causes, in one line. What the verifier said goes to the log, but for its conclusion.
 fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -64,10 +64,27 @@ fn chain(error: &dyn std::error::Error) -> String {
         }
         cause = error.source();
     }
-    text.trim_end()
-        .trim_end_matches("Verifier output:")
-        .trim_end()
-        .to_owned()
+    let Some((what, verifier)) = text.split_once("Verifier output:") else {
+        return text.trim_end().to_owned();
+    };
+    if verifier.trim().is_empty() {
+        return what.trim_end().trim_end_matches('.').to_owned();
+    }
+    log::debug!("{text}");
+    // Its conclusion stands before the statistics at the end.
+    let conclusion = verifier
+        .lines()
+        .rev()
+        .map(str::trim)
+        .find(|line| {
+            let statistics = ["processed ", "verification time", "stack depth", "subprog "];
+            !line.is_empty() && !statistics.iter().any(|word| line.starts_with(word))
+        })
+        .unwrap_or("it does not say why");
+    format!(
+        "{} The verifier: {conclusion} (RUST_LOG=debug shows all of it)",
+        what.trim_end()
+    )
 }
 
 /// What became of one hook.

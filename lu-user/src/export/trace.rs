@@ -18,8 +18,8 @@ pub struct TraceLine {
     pub kind: &'static str,
     /// `enter` for a record made at the entry of a function that may not return, else `exit`.
     pub stage: &'static str,
-    /// `v3` or `sessions`.
-    pub interface: &'static str,
+    /// `v3` or `sessions`; null for what lu itself notes.
+    pub interface: Option<&'static str>,
     /// The session's name.
     pub session: Option<String>,
     /// The file's token.
@@ -79,7 +79,7 @@ impl TraceLine {
             t_ns: header.t_ns,
             kind: record.kind().map_or("unknown", Kind::name),
             stage: if record.is_exit() { "exit" } else { "enter" },
-            interface: record.interface().name(),
+            interface: hook.then(|| record.interface().name()),
             session: told.or_else(|| names.of(record)),
             token: record.token(),
             fd: record.fd(),

@@ -286,6 +286,10 @@ impl Timeline {
     /// Counts a system call that failed, once, by what the caller asked for.
     fn count_error(&mut self, kind: Kind, record: &Record) {
         let Some(errno) = record.errno() else { return };
+        // That there is nothing of lu's own to be found again is no news.
+        if self.is_own(record) {
+            return;
+        }
         let operation = match kind {
             Kind::Open => "open",
             Kind::Kexec => "reboot",
