@@ -9,6 +9,7 @@ use core::mem::{offset_of, size_of};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::uapi::Interface;
+use crate::uapi::sessions::NAME_LEN;
 
 /// Bytes of a task's name, as in the kernel (`TASK_COMM_LEN`).
 pub const COMM_LEN: usize = 16;
@@ -132,6 +133,40 @@ pub struct File {
     pub padding: [u8; 6],
 }
 
+/// The emulated orchestrator's `struct file` of a session: the first argument of its
+/// `luo_session_ioctl(file, cmd, arg)` and the second of its `luo_session_release(inode, file)`.
+///
+/// Its `struct luo_file_set *` points to [`name`](Self::name), or to another one of that form.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SessionFile {
+    /// Who calls; at the release, who got the session.
+    pub task: Task,
+    /// The session's name, padded with NUL.
+    pub name: [u8; NAME_LEN],
+}
+
+/// The argument of the sessions interface's file callbacks (`memfd_luo_*`): the emulated
+/// `struct liveupdate_file_op_args` (`include/linux/liveupdate.h`, Linux 7.3.4), at the same offsets.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct FileArgs {
+    /// The handler, of no interest to a hook.
+    pub handler: u64,
+    /// For finish: 0 never retrieved, 1 retrieved, or the negated errno of the try.
+    pub retrieve_status: i32,
+    /// 0.
+    pub padding: u32,
+    /// Points to a [`File`]. The retrieve callback is entered with 0 and sets it.
+    pub file: u64,
+    /// What was saved, as the handler knows it.
+    pub serialized_data: u64,
+    /// What the handler keeps until the jump.
+    pub private_data: u64,
+}
+
 /// Bits of [`Header::flags`].
 pub mod flags {
     /// The record was made at the function's return: `ret` and `dur_ns` hold.
@@ -229,6 +264,12 @@ pub struct Record {
 const _: () = {
     assert!(size_of::<Task>() == 40);
     assert!(size_of::<File>() == 16);
+    assert!(size_of::<SessionFile>() == 104);
+    assert!(offset_of!(SessionFile, name) == 40);
+    assert!(size_of::<FileArgs>() == 40);
+    assert!(offset_of!(FileArgs, retrieve_status) == 8);
+    assert!(offset_of!(FileArgs, file) == 16);
+    assert!(offset_of!(FileArgs, serialized_data) == 24);
     assert!(size_of::<Header>() == 64);
     assert!(size_of::<Call>() == 64);
     assert!(size_of::<Record>() == 128);
