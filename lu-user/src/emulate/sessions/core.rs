@@ -32,6 +32,16 @@ impl Name {
         self.0
     }
 
+    /// How many of the bytes `GET_NAME` writes: `strscpy` copies word by word, up to the one with the NUL,
+    /// and leaves what lies behind as the caller had it.
+    #[must_use]
+    pub fn copied(&self) -> usize {
+        let length = self.0.iter().position(|byte| *byte == 0);
+        length.map_or(NAME_LEN, |length| {
+            (length + 1).next_multiple_of(size_of::<usize>())
+        })
+    }
+
     /// `luo_session_create` wants 1 to 63 bytes.
     const fn can_be_created(&self) -> bool {
         self.0[0] != 0 && self.0[NAME_LEN - 1] == 0

@@ -291,7 +291,8 @@ fn on_session(handle: &SessionHandle, cmd: u32, arg: u64) -> Result<(), Errno> {
             argument.write_back(&client)
         }
         _ => {
-            argument.set_bytes(offset_of!(sessions::GetName, name), &handle.file.name);
+            let name = &handle.file.name[..handle.name().copied()];
+            argument.set_bytes(offset_of!(sessions::GetName, name), name);
             argument.write_back(&client)
         }
     }
