@@ -57,8 +57,9 @@ struct Inner {
     parked: Vec<Parked>,
     /// The device's place, from which we open it too.
     place: Option<OwnedFd>,
-    /// What our own threads are about to open, by thread, and for whom.
-    ours: BTreeMap<u32, (Opened, Task)>,
+    /// What our own threads are about to open, by thread, and for whom; nothing where the thread only waits
+    /// for its turn.
+    ours: BTreeMap<u32, Option<(Opened, Task)>>,
 }
 
 /// A request that has to wait for the end of the reboot.
@@ -171,13 +172,29 @@ impl Device {
     ///
     /// Not from the thread that serves: it has to answer this.
     pub fn open_session(&self, handle: SessionHandle) -> Result<OwnedFd, Errno> {
+        self.open_ours(Some((Opened::Session(handle), handle.task())))
+            .map_err(|errno| match errno {
+                // Ours, not the caller's.
+                Errno::EMFILE | Errno::ENFILE => Errno::ENOMEM,
+                errno => errno,
+            })
+    }
+
+    /// Returns when every request has been served that was made before: a close that has returned to its
+    /// caller may still be on its way to us.
+    ///
+    /// Not from the thread that serves.
+    pub fn catch_up(&self) {
+        let _ = self.open_ours(None);
+    }
+
+    fn open_ours(&self, what: Option<(Opened, Task)>) -> Result<OwnedFd, Errno> {
         let thread = gettid().as_raw() as u32;
         let path = {
             let mut inner = self.inner();
             let place = inner.place.as_ref().ok_or(Errno::ENODEV)?;
             let path = format!("/proc/self/fd/{}", place.as_raw_fd());
-            let opened = Opened::Session(handle);
-            inner.ours.insert(thread, (opened, handle.task()));
+            inner.ours.insert(thread, what);
             path
         };
         let file = open(
@@ -186,11 +203,7 @@ impl Device {
             Mode::empty(),
         );
         self.inner().ours.remove(&thread);
-        file.map_err(|errno| match errno {
-            // Ours, not the caller's.
-            Errno::EMFILE | Errno::ENFILE => Errno::ENOMEM,
-            errno => errno,
-        })
+        file
     }
 
     /// Serves a call that is counted already.
@@ -360,8 +373,10 @@ impl Filesystem for Served {
 
     fn open(&self, req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
         let mut inner = self.device.inner();
-        if let Some((opened, holder)) = inner.ours.remove(&req.pid()) {
-            return inner.opened(opened, holder, reply);
+        match inner.ours.remove(&req.pid()) {
+            Some(Some((opened, holder))) => return inner.opened(opened, holder, reply),
+            Some(None) => return reply.error(FuseErrno::EAGAIN),
+            None => {}
         }
         match Client::of(req.pid()) {
             Err(errno) => reply.error(fuse(errno)),

@@ -52,7 +52,13 @@ pub fn is_device(tid: Pid, fd: i32) -> bool {
 
 /// Whether the size of the memfd with this identity must not change now.
 pub fn holds_size_of(identity: (u64, u64)) -> bool {
-    machine().device.orchestrator().holds_size_of(identity)
+    let device = &machine().device;
+    let holds = || device.orchestrator().holds_size_of(identity);
+    // Only a close that has not reached us yet could say otherwise.
+    holds() && {
+        device.catch_up();
+        holds()
+    }
 }
 
 /// reboot(KEXEC) by `caller`. When it succeeds, every client has ended and the new epoch has begun.
@@ -85,6 +91,7 @@ fn machine() -> &'static Machine {
 pub fn kernel_kexec() -> Result<(), Errno> {
     let machine = machine();
     let orchestrator = machine.device.orchestrator();
+    machine.device.catch_up();
     machine.device.go_down();
     let frozen = orchestrator
         .liveupdate_reboot()
