@@ -9,6 +9,7 @@ use core::mem::{offset_of, size_of};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::uapi::Interface;
+use crate::uapi::sessions::NAME_LEN;
 
 /// Bytes of a task's name, as in the kernel (`TASK_COMM_LEN`).
 pub const COMM_LEN: usize = 16;
@@ -195,30 +196,8 @@ pub struct File {
     pub padding: [u8; 6],
 }
 
-/// The emulated orchestrator's `struct file` of a session.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct SessionFile {
-    /// Who calls.
-    pub task: Task,
-    /// The session's name; its address is also that of the emulated `struct luo_file_set`.
-    pub name: SessionName,
-}
-
-/// The emulated orchestrator's `struct liveupdate_file_op_args`: what a callback of one file gets.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-pub struct FileOpArgs {
-    /// The handler's address.
-    pub handler: u64,
-    /// 0.
-    pub reserved: u64,
-    /// The address of a [`File`]; after a retrieve, the new one's.
-    pub file: u64,
-}
-
 /// A session's name, padded with NUL (`LIVEUPDATE_SESSION_NAME_LENGTH`).
-pub type SessionName = [u8; 64];
+pub type SessionName = [u8; NAME_LEN];
 
 /// By what records refer to a session: its name in 64 bits, the same in every kernel and in every run.
 ///
@@ -237,6 +216,40 @@ pub fn session_id(name: &SessionName) -> u64 {
         at += 8;
     }
     id ^ (id >> 32)
+}
+
+/// The emulated orchestrator's `struct file` of a session: the first argument of its
+/// `luo_session_ioctl(file, cmd, arg)` and the second of its `luo_session_release(inode, file)`.
+///
+/// Its `struct luo_file_set *` points to [`name`](Self::name), or to another one of that form.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct SessionFile {
+    /// Who calls; at the release, who got the session.
+    pub task: Task,
+    /// The session's name, padded with NUL.
+    pub name: SessionName,
+}
+
+/// The argument of the sessions interface's file callbacks (`memfd_luo_*`): the emulated
+/// `struct liveupdate_file_op_args` (`include/linux/liveupdate.h`, Linux 7.3.4), at the same offsets.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct FileArgs {
+    /// The handler, of no interest to a hook.
+    pub handler: u64,
+    /// For finish: 0 never retrieved, 1 retrieved, or the negated errno of the try.
+    pub retrieve_status: i32,
+    /// 0.
+    pub padding: u32,
+    /// Points to a [`File`]. The retrieve callback is entered with 0 and sets it.
+    pub file: u64,
+    /// What was saved, as the handler knows it.
+    pub serialized_data: u64,
+    /// What the handler keeps until the jump.
+    pub private_data: u64,
 }
 
 /// Every clock of one kernel, read at one moment: the payload of a [`Kind::Anchor`] record, whose header
@@ -363,12 +376,15 @@ pub struct Record {
 const _: () = {
     assert!(size_of::<Task>() == 40);
     assert!(size_of::<File>() == 16);
+    assert!(size_of::<SessionFile>() == 104);
+    assert!(offset_of!(SessionFile, name) == 40);
+    assert!(size_of::<FileArgs>() == 40);
+    assert!(offset_of!(FileArgs, retrieve_status) == 8);
+    assert!(offset_of!(FileArgs, file) == 16);
+    assert!(offset_of!(FileArgs, serialized_data) == 24);
     assert!(size_of::<Header>() == 64);
     assert!(size_of::<Call>() == 64);
     assert!(size_of::<Anchor>() == 64);
-    assert!(size_of::<SessionFile>() == 104);
-    assert!(offset_of!(SessionFile, name) == 40);
-    assert!(offset_of!(FileOpArgs, file) == 16);
     assert!(size_of::<Record>() == 128);
     assert!(offset_of!(Header, kind) == 44);
     assert!(offset_of!(Header, comm) == 48);

@@ -46,6 +46,28 @@ impl Interface {
     }
 }
 
+/// What a dispatcher knows of one command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// The whole command word.
+    pub cmd: u32,
+    /// The kernel's name without its prefix.
+    pub name: &'static str,
+    /// Size of the argument, in bytes.
+    pub size: u32,
+    /// The least size that a caller may state: the end of the last field that has always been there.
+    pub min_size: u32,
+}
+
+const fn command<T>(cmd: u32, name: &'static str, min_size: u32) -> Command {
+    Command {
+        cmd,
+        name,
+        size: size_of::<T>() as u32,
+        min_size,
+    }
+}
+
 /// Declares structures that the kernel reads and writes, and checks each size and offset at compile time.
 macro_rules! abi {
     ($($(#[$doc:meta])* $name:ident: $size:literal {
@@ -64,7 +86,9 @@ macro_rules! abi {
 
 /// The v3 interface: patch 16 of the series, and the two commands of patch 18.
 pub mod v3 {
-    use super::{FromBytes, Immutable, IntoBytes, KnownLayout, io, offset_of, size_of};
+    use super::{
+        Command, FromBytes, Immutable, IntoBytes, KnownLayout, command, io, offset_of, size_of,
+    };
 
     /// Mark a file for preservation under a token of the caller's choice.
     pub const FD_PRESERVE: u32 = io(0);
@@ -232,19 +256,6 @@ pub mod v3 {
         }
     }
 
-    /// What the dispatcher knows of one command.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub struct Command {
-        /// The whole command word.
-        pub cmd: u32,
-        /// The kernel's name without its prefix.
-        pub name: &'static str,
-        /// Size of the argument, in bytes.
-        pub size: u32,
-        /// The least size that a caller may state: the end of the last field that has always been there.
-        pub min_size: u32,
-    }
-
     /// Every command, by its number.
     pub const COMMANDS: [Command; 7] = [
         command::<FdPreserve>(FD_PRESERVE, "FD_PRESERVE", 16),
@@ -255,20 +266,13 @@ pub mod v3 {
         command::<GetFdState>(GET_FD_STATE, "GET_FD_STATE", 16),
         command::<SetFdEvent>(SET_FD_EVENT, "SET_FD_EVENT", 16),
     ];
-
-    const fn command<T>(cmd: u32, name: &'static str, min_size: u32) -> Command {
-        Command {
-            cmd,
-            name,
-            size: size_of::<T>() as u32,
-            min_size,
-        }
-    }
 }
 
 /// The sessions interface: Linux 6.19 and later, read in 7.3.4.
 pub mod sessions {
-    use super::{FromBytes, Immutable, IntoBytes, KnownLayout, io, offset_of, size_of};
+    use super::{
+        Command, FromBytes, Immutable, IntoBytes, KnownLayout, command, io, offset_of, size_of,
+    };
 
     /// On the device: create a named session for the next kernel.
     pub const CREATE_SESSION: u32 = io(0x00);
@@ -323,31 +327,33 @@ pub mod sessions {
         }
     }
 
-    /// The kernel's name of a command, without its prefix.
-    #[must_use]
-    pub const fn command_name(cmd: u32) -> Option<&'static str> {
-        Some(match cmd {
-            CREATE_SESSION => "CREATE_SESSION",
-            RETRIEVE_SESSION => "RETRIEVE_SESSION",
-            PRESERVE_FD => "PRESERVE_FD",
-            RETRIEVE_FD => "RETRIEVE_FD",
-            FINISH => "FINISH",
-            GET_NAME => "GET_NAME",
-            _ => return None,
-        })
-    }
+    /// The device's commands (`luo_ioctl_ops`), by their number.
+    pub const DEVICE_COMMANDS: [Command; 2] = [
+        command::<Session>(CREATE_SESSION, "CREATE_SESSION", 72),
+        command::<Session>(RETRIEVE_SESSION, "RETRIEVE_SESSION", 72),
+    ];
+
+    /// A session's commands (`luo_session_ioctl_ops`), by their number from [`PRESERVE_FD`]'s on.
+    pub const SESSION_COMMANDS: [Command; 4] = [
+        command::<Fd>(PRESERVE_FD, "PRESERVE_FD", 16),
+        command::<Fd>(RETRIEVE_FD, "RETRIEVE_FD", 16),
+        command::<Finish>(FINISH, "FINISH", 8),
+        command::<GetName>(GET_NAME, "GET_NAME", 72),
+    ];
 }
 
 /// The kernel's name of a command of `interface`, without its prefix; `None` for a command it lacks.
 #[must_use]
 pub fn command_name(interface: Interface, cmd: u32) -> Option<&'static str> {
-    match interface {
-        Interface::V3 => v3::COMMANDS
-            .iter()
-            .find(|command| command.cmd == cmd)
-            .map(|command| command.name),
-        Interface::Sessions => sessions::command_name(cmd),
-    }
+    let (commands, more): (&[Command], &[Command]) = match interface {
+        Interface::V3 => (&v3::COMMANDS, &[]),
+        Interface::Sessions => (&sessions::DEVICE_COMMANDS, &sessions::SESSION_COMMANDS),
+    };
+    commands
+        .iter()
+        .chain(more)
+        .find(|command| command.cmd == cmd)
+        .map(|command| command.name)
 }
 
 /// The error numbers that the orchestrator is documented to return (`include/uapi/asm-generic/errno*.h`).

@@ -10,9 +10,7 @@ use aya_ebpf::helpers::{
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::HashMap;
 use aya_ebpf::programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext};
-use lu_common::event::{
-    COMM_LEN, File, FileKind, FileOpArgs, SessionFile, SessionName, Task, flags,
-};
+use lu_common::event::{COMM_LEN, File, FileArgs, FileKind, SessionFile, SessionName, Task, flags};
 use lu_common::layout::{ABSENT, Offsets};
 
 use crate::task;
@@ -93,7 +91,7 @@ impl Orchestrator for Emulated {
     }
 
     fn file_of(args: u64) -> Option<u64> {
-        read_user(args + core::mem::offset_of!(FileOpArgs, file) as u64)
+        read_user(args + core::mem::offset_of!(FileArgs, file) as u64)
     }
 
     fn name_of_file(file: u64) -> Option<u64> {

@@ -1,5 +1,6 @@
 //! The rules of the ioctl's structures, over a memory of the test's own.
 
+use lu_common::uapi::v3;
 use lu_user::emulate::argument::{Argument, UserMemory};
 use nix::errno::Errno;
 use proptest::prelude::*;
@@ -98,7 +99,7 @@ proptest! {
             place.copy_from_slice(&size.to_le_bytes());
         }
         let memory = Memory(RefCell::new(bytes.clone()));
-        let got = Argument::read(&memory, cmd, address).map(drop);
+        let got = Argument::read(&memory, &v3::COMMANDS, |_| true, cmd, address).map(drop);
         prop_assert_eq!(got, expected(&bytes, cmd, address));
     }
 }
@@ -108,7 +109,8 @@ fn a_result_is_written_no_further_than_the_caller_knows() {
     let mut bytes = vec![0xff_u8; 64];
     bytes[..16].copy_from_slice(&[16, 0, 0, 0, 0, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0, 0]);
     let memory = Memory(RefCell::new(bytes));
-    let mut argument = Argument::read(&memory, 0xBA05, BASE).expect("well-formed");
+    let mut argument =
+        Argument::read(&memory, &v3::COMMANDS, |_| true, 0xBA05, BASE).expect("well-formed");
     assert_eq!(argument.long(8), 7);
     argument.set_word(16, 3);
     argument.write_back(&memory).expect("writable");

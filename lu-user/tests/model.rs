@@ -2,7 +2,7 @@
 //! `docs/interfaces.md`, cell by cell, that shares no code with it.
 
 use lu_common::uapi::v3::State;
-use lu_user::emulate::core::{Core, Handler};
+use lu_user::emulate::v3::core::{Core, Handler};
 use nix::errno::Errno::{self, EBADF, EBUSY, EEXIST, EINVAL, EIO, ENOENT, ENOMEM};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};

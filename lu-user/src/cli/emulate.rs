@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use lu_common::event::FileKind;
+use lu_common::uapi;
 use lu_user::emulate::{self, DEVICE, Options};
 use nix::errno::Errno;
 
@@ -22,6 +23,7 @@ use nix::errno::Errno;
         lu emulate -- ./agent --device /dev/liveupdate\n  \
         lu emulate --boot-delay 2s -- sh -c './old-vmm; lu emulate kexec; ./new-vmm'\n  \
         lu emulate --fail-freeze 7=ENOMEM -- ./agent\n  \
+        lu emulate --interface sessions -- ./luod\n  \
         lu emulate --at /tmp/liveupdate\n\n\
         Exit status: the COMMAND's (128 and the signal's number if a signal ended it); 1 if the \
         emulation could not be set up."
@@ -64,16 +66,21 @@ struct Emulation {
     /// Accept this kind of file too, beside memfd. May be repeated.
     #[arg(long, value_enum, value_name = "KIND")]
     also: Vec<Kind>,
-    /// Let this token's prepare fail (EIO unless told otherwise). May be repeated.
+    /// Let this token's prepare fail, with --interface sessions its `PRESERVE_FD` (EIO unless told otherwise).
+    /// A token is meant in every session. May be repeated.
     #[arg(long, value_name = "TOKEN[=ERRNO]", value_parser = failure)]
     fail_prepare: Vec<(u64, Errno)>,
     /// Let this token's freeze fail. May be repeated.
     #[arg(long, value_name = "TOKEN[=ERRNO]", value_parser = failure)]
     fail_freeze: Vec<(u64, Errno)>,
-    /// Let this token's restore fail. May be repeated.
+    /// Let this token's restore fail, with --interface sessions its `RETRIEVE_FD`. May be repeated.
     #[arg(long, value_name = "TOKEN[=ERRNO]", value_parser = failure)]
     fail_restore: Vec<(u64, Errno)>,
-    /// Let this many kexecs fail after a good freeze (EIO): userspace goes on in FROZEN.
+    /// Never let the session with this token finish (EBUSY), so that its close leaves it behind
+    /// (sessions). May be repeated.
+    #[arg(long, value_name = "TOKEN", value_parser = super::ctl::token)]
+    busy_finish: Vec<u64>,
+    /// Let this many kexecs fail after a good freeze (EIO): userspace goes on in FROZEN (v3).
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     fail_kexec: u32,
     /// The command, after `--`.
@@ -81,9 +88,21 @@ struct Emulation {
     command: Vec<OsString>,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Interface {
+    /// Version 3 of the patches: one state machine, one flat token space.
     V3,
+    /// Linux 6.19 and later: named sessions.
+    Sessions,
+}
+
+impl From<Interface> for uapi::Interface {
+    fn from(interface: Interface) -> Self {
+        match interface {
+            Interface::V3 => Self::V3,
+            Interface::Sessions => Self::Sessions,
+        }
+    }
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -126,14 +145,30 @@ impl Args {
             return Ok(ExitCode::SUCCESS);
         }
         let emulation = self.emulation;
-        let Interface::V3 = emulation.interface;
+        if emulation.interface == Interface::Sessions {
+            if emulation.quirks {
+                bail!(
+                    "--quirks reproduces faults of the v3 patches; the sessions interface has none of them"
+                );
+            }
+            if emulation.fail_kexec > 0 {
+                bail!(
+                    "--fail-kexec is for v3: in the sessions interface nothing goes on after a good \
+                     freeze; let the freeze fail with --fail-freeze"
+                );
+            }
+        } else if !emulation.busy_finish.is_empty() {
+            bail!("--busy-finish is for --interface sessions: in v3 no file has a say in FINISH");
+        }
         let options = Options {
+            interface: emulation.interface.into(),
             quirks: emulation.quirks,
             boot_delay: emulation.boot_delay,
             also: emulation.also.into_iter().map(FileKind::from).collect(),
             fail_prepare: emulation.fail_prepare.into_iter().collect(),
             fail_freeze: emulation.fail_freeze.into_iter().collect(),
             fail_restore: emulation.fail_restore.into_iter().collect(),
+            busy_finish: emulation.busy_finish.into_iter().collect(),
             fail_jumps: emulation.fail_kexec,
         };
         if emulation.command.is_empty() {

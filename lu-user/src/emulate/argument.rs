@@ -1,6 +1,6 @@
 //! The ioctl's argument: the rules of the extensible structures, over any memory.
 
-use lu_common::uapi::{ioc_nr, v3};
+use lu_common::uapi::{Command, ioc_nr, sessions};
 use nix::errno::Errno;
 
 /// Where the caller's structure lies.
@@ -12,7 +12,7 @@ pub trait UserMemory {
 }
 
 /// The largest structure of any command, in bytes.
-const LARGEST: usize = size_of::<v3::GetFdState>();
+const LARGEST: usize = size_of::<sessions::Session>();
 
 /// How much of a structure's tail is read at a time, in bytes: sixteen pages; a single one where they are
 /// not all there.
@@ -23,7 +23,7 @@ const PAGE: u64 = 4096;
 #[derive(Clone, Copy, Debug)]
 pub struct Argument {
     /// What the dispatcher knows of the command.
-    pub command: v3::Command,
+    pub command: Command,
     /// Where the structure lies.
     pub address: u64,
     size: u32,
@@ -31,17 +31,29 @@ pub struct Argument {
 }
 
 impl Argument {
-    /// Reads and checks, in the order of v3's `luo_ioctl`: number, pointer, the command's other bits,
-    /// least size, tail.
-    pub fn read(memory: &impl UserMemory, cmd: u32, address: u64) -> Result<Self, Errno> {
-        let command = *v3::COMMANDS
-            .get(usize::from(ioc_nr(cmd)))
+    /// Reads and checks, in the order of both interfaces' dispatchers: number, pointer, the command's
+    /// other bits, whether it is `allowed` on this file, least size, tail.
+    ///
+    /// `commands` are those of the file, by their numbers.
+    pub fn read(
+        memory: &impl UserMemory,
+        commands: &[Command],
+        allowed: impl FnOnce(&Command) -> bool,
+        cmd: u32,
+        address: u64,
+    ) -> Result<Self, Errno> {
+        let command = *commands
+            .iter()
+            .find(|command| ioc_nr(command.cmd) == ioc_nr(cmd))
             .ok_or(Errno::EINVAL)?;
         let mut size = [0; 4];
         memory.read(address, &mut size)?;
         let size = u32::from_ne_bytes(size);
         if command.cmd != cmd {
             return Err(Errno::ENOTTY);
+        }
+        if !allowed(&command) {
+            return Err(Errno::EINVAL);
         }
         if size < command.min_size {
             return Err(Errno::EINVAL);
@@ -67,22 +79,31 @@ impl Argument {
     /// The 32 bits at an offset.
     #[must_use]
     pub fn word(&self, offset: usize) -> u32 {
-        let mut word = [0; 4];
-        word.copy_from_slice(&self.bytes[offset..offset + 4]);
-        u32::from_ne_bytes(word)
+        u32::from_ne_bytes(self.bytes(offset))
     }
 
     /// The 64 bits at an offset.
     #[must_use]
     pub fn long(&self, offset: usize) -> u64 {
-        let mut long = [0; 8];
-        long.copy_from_slice(&self.bytes[offset..offset + 8]);
-        u64::from_ne_bytes(long)
+        u64::from_ne_bytes(self.bytes(offset))
     }
 
     /// Sets the 32 bits at an offset, as far as [`Self::write_back`] is concerned.
     pub fn set_word(&mut self, offset: usize, value: u32) {
-        self.bytes[offset..offset + 4].copy_from_slice(&value.to_ne_bytes());
+        self.set_bytes(offset, &value.to_ne_bytes());
+    }
+
+    /// The bytes from an offset on.
+    #[must_use]
+    pub fn bytes<const N: usize>(&self, offset: usize) -> [u8; N] {
+        let mut bytes = [0; N];
+        bytes.copy_from_slice(&self.bytes[offset..offset + N]);
+        bytes
+    }
+
+    /// Sets the bytes from an offset on, as far as [`Self::write_back`] is concerned.
+    pub fn set_bytes(&mut self, offset: usize, value: &[u8]) {
+        self.bytes[offset..offset + value.len()].copy_from_slice(value);
     }
 
     /// Writes the structure back, no more of it than the caller said it knows.

@@ -1,25 +1,33 @@
 //! The device as a FUSE file: requests in, the orchestrator's functions called, answers out.
 //!
-//! Requests are served one after the other by one thread, but `FD_RESTORE`, which acts within the caller. That
-//! keeps their order: the close that a client has made is served before the open that follows it, and the
-//! kernel sends no close while a call on the file is under way.
+//! Requests are served one after the other by one thread, but the calls that give out a descriptor, which
+//! act within the caller and may ask for a session's open file, that is, ask this very thread. That keeps
+//! their order: the close that a client has made is served before the open, or the call, that follows it,
+//! and the kernel sends no close while a call on the file is under way.
+//!
+//! A session's descriptor is an open file of this same file system, opened by ourselves; the handle tells
+//! what a file stands for.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     Errno as FuseErrno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, INodeNo,
-    IoctlFlags, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyIoctl, ReplyOpen,
-    ReplyWrite, Request, TimeOrNow, WriteFlags,
+    IoctlFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyIoctl,
+    ReplyOpen, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 use lu_common::event::Task;
-use lu_common::uapi::v3;
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use nix::unistd::gettid;
 
 use super::client::Client;
 use super::inject::Seized;
-use super::luo;
+use super::orchestrator::{FD, Install, Opened, Orchestrator};
+use super::sessions::SessionHandle;
 
 /// How long the kernel may remember the file's attributes.
 const REMEMBER: Duration = Duration::from_secs(1);
@@ -29,30 +37,113 @@ const REMEMBER: Duration = Duration::from_secs(1);
 const CLOSES_WITHIN: Duration = Duration::from_millis(200);
 
 /// The device, shared by the thread that serves it and the one that plays the reboot.
-#[derive(Default)]
 pub struct Device {
+    orchestrator: &'static dyn Orchestrator,
     inner: Mutex<Inner>,
+    /// Told when a call has ended.
+    idle: Condvar,
 }
 
 #[derive(Default)]
 struct Inner {
     next_handle: u64,
-    /// Open files of this epoch, and who opened them.
-    open: BTreeMap<u64, Task>,
-    /// Between the end of the old kernel's clients and the new kernel's start.
+    /// Open files of this epoch: what each stands for, and who opened it.
+    open: BTreeMap<u64, (Opened, Task)>,
+    /// How many calls the orchestrator is in.
+    calls: usize,
+    /// From the beginning of the reboot to its failure or the new kernel's start.
     down: bool,
-    /// Opens that came while the machine was down.
-    waiting: Vec<(Client, ReplyOpen)>,
+    /// What came while the machine was down.
+    parked: Vec<Parked>,
+    /// The device's place, from which we open it too.
+    place: Option<OwnedFd>,
+    /// What our own threads are about to open, by thread, and for whom; nothing where the thread only waits
+    /// for its turn.
+    ours: BTreeMap<u32, Option<(Opened, Task)>>,
+}
+
+/// A request that has to wait for the end of the reboot.
+enum Parked {
+    Open(Client, ReplyOpen),
+    Release(Opened, Task),
+    Call(Pending),
+}
+
+/// An ioctl to be served.
+struct Pending {
+    opened: Opened,
+    client: Client,
+    cmd: u32,
+    reply: ReplyIoctl,
 }
 
 impl Device {
+    /// A device that nobody has open.
+    pub fn new(orchestrator: &'static dyn Orchestrator) -> Self {
+        Self {
+            orchestrator,
+            inner: Mutex::default(),
+            idle: Condvar::new(),
+        }
+    }
+
+    /// Who answers.
+    pub const fn orchestrator(&self) -> &'static dyn Orchestrator {
+        self.orchestrator
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on closes no longer reach the orchestrator, and opens wait: its clients are ending.
+    /// Tells where the device stands (opened with `O_PATH`).
+    pub fn stands_at(&self, place: OwnedFd) {
+        self.inner().place = Some(place);
+    }
+
+    /// From now on nothing reaches the orchestrator, once the calls that it is in have ended.
     pub fn go_down(&self) {
-        self.inner().down = true;
+        let mut inner = self.inner();
+        inner.down = true;
+        while inner.calls > 0 {
+            inner = self
+                .idle
+                .wait(inner)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// The reboot has failed: whoever waits is served, in their order.
+    pub fn come_back(self: &Arc<Self>) {
+        let mut inner = self.inner();
+        inner.down = false;
+        let mut calls = Vec::new();
+        for parked in std::mem::take(&mut inner.parked) {
+            match parked {
+                Parked::Open(client, reply) => inner.open(self.orchestrator, &client, reply),
+                Parked::Release(opened, holder) => self.orchestrator.release(&holder, &opened),
+                Parked::Call(pending) => {
+                    inner.calls += 1;
+                    calls.push(pending);
+                }
+            }
+        }
+        drop(inner);
+        for pending in calls {
+            self.call(pending);
+        }
+    }
+
+    /// Ends the calls of the old kernel's clients, which are being killed.
+    pub fn drop_calls(&self) {
+        let mut inner = self.inner();
+        for parked in std::mem::take(&mut inner.parked) {
+            match parked {
+                Parked::Call(pending) => pending.reply.error(FuseErrno::EIO),
+                Parked::Release(..) => {}
+                open @ Parked::Open(..) => inner.parked.push(open),
+            }
+        }
     }
 
     /// Whether a file of the epoch that goes down is still open.
@@ -61,38 +152,141 @@ impl Device {
     }
 
     /// Waits a moment for the closes that the end of the command brought: FUSE tells them late, and
-    /// whoever watches wants to see them.
+    /// whoever watches wants to see them. Afterwards we keep the file system no longer.
     pub fn settle(&self) {
         let deadline = Instant::now() + CLOSES_WITHIN;
         while self.is_open() && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(1));
         }
+        self.inner().place = None;
     }
 
     /// A new epoch: whoever waits is served.
-    pub fn come_up(&self) {
-        let mut inner = self.inner();
-        inner.down = false;
-        inner.open.clear();
-        for (client, reply) in std::mem::take(&mut inner.waiting) {
-            inner.open(&client, reply);
+    pub fn come_up(self: &Arc<Self>) {
+        self.drop_calls();
+        self.inner().open.clear();
+        self.come_back();
+    }
+
+    /// A new open file that stands for a session.
+    ///
+    /// Not from the thread that serves: it has to answer this.
+    pub fn open_session(&self, handle: SessionHandle) -> Result<OwnedFd, Errno> {
+        self.open_ours(Some((Opened::Session(handle), handle.task())))
+            .map_err(|errno| match errno {
+                // Ours, not the caller's.
+                Errno::EMFILE | Errno::ENFILE => Errno::ENOMEM,
+                errno => errno,
+            })
+    }
+
+    /// Returns when every request has been served that was made before: a close that has returned to its
+    /// caller may still be on its way to us.
+    ///
+    /// Not from the thread that serves.
+    pub fn catch_up(&self) {
+        let _ = self.open_ours(None);
+    }
+
+    fn open_ours(&self, what: Option<(Opened, Task)>) -> Result<OwnedFd, Errno> {
+        let thread = gettid().as_raw() as u32;
+        let path = {
+            let mut inner = self.inner();
+            let place = inner.place.as_ref().ok_or(Errno::ENODEV)?;
+            let path = format!("/proc/self/fd/{}", place.as_raw_fd());
+            inner.ours.insert(thread, what);
+            path
+        };
+        let file = open(
+            path.as_str(),
+            OFlag::O_RDWR | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        );
+        self.inner().ours.remove(&thread);
+        file
+    }
+
+    /// Serves a call that is counted already.
+    fn call(self: &Arc<Self>, pending: Pending) {
+        if self.orchestrator.gives_descriptor(pending.cmd) {
+            // It deals with a thread that may be busy with an exec or its end, and must not hold up others.
+            let device = Arc::clone(self);
+            std::thread::spawn(move || device.serve(pending));
+        } else {
+            self.serve(pending);
+        }
+    }
+
+    fn serve(&self, pending: Pending) {
+        let Pending {
+            opened,
+            client,
+            cmd,
+            reply,
+        } = pending;
+        // Seized before anything is done: a caller that cannot be given a descriptor loses nothing.
+        let seized = self
+            .orchestrator
+            .gives_descriptor(cmd)
+            .then(|| Seized::new(&client))
+            .transpose()
+            .inspect_err(|errno| {
+                log::error!(
+                    "process {} cannot be given a descriptor: {errno}; is it being traced?",
+                    client.task.pid
+                );
+            });
+        let (result, install) = match (&seized, client.ioctl_argument(cmd)) {
+            (Err(errno), _) => (Err(*errno), None),
+            (_, Err(errno)) => (Err(errno), None),
+            (Ok(_), Ok(address)) => self.orchestrator.ioctl(&opened, &client, cmd, address),
+        };
+        match result {
+            Ok(()) => reply.ioctl(0, &[]),
+            Err(errno) => reply.error(fuse(errno)),
+        }
+        self.inner().calls -= 1;
+        self.idle.notify_all();
+        if let (Ok(Some(seized)), Some(install)) = (seized, install) {
+            give(&client, seized, install);
         }
     }
 }
 
+/// Gives the caller what its call is answered with.
+fn give(client: &Client, seized: Seized, install: Install) {
+    let Install { file, tell } = install;
+    let installed = seized.install(file, |fd| {
+        let Some(mut argument) = tell else {
+            return Ok(());
+        };
+        argument.set_word(FD, fd as u32);
+        argument.write_back(client)
+    });
+    let pid = client.task.pid;
+    match installed {
+        Ok(_) => {}
+        // It was killed while it waited: the file goes with this reference.
+        Err(Errno::ESRCH) => log::info!("process {pid} ended while it was given a descriptor"),
+        Err(errno) => log::error!("process {pid} could not be given a descriptor: {errno}"),
+    }
+}
+
 impl Inner {
-    fn open(&mut self, client: &Client, reply: ReplyOpen) {
-        match luo::open(&client.task) {
-            Ok(()) => {
-                self.next_handle += 1;
-                self.open.insert(self.next_handle, client.task);
-                reply.opened(
-                    FileHandle(self.next_handle),
-                    FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NONSEEKABLE,
-                );
-            }
+    fn open(&mut self, orchestrator: &dyn Orchestrator, client: &Client, reply: ReplyOpen) {
+        match orchestrator.open(&client.task) {
+            Ok(()) => self.opened(Opened::Device, client.task, reply),
             Err(errno) => reply.error(fuse(errno)),
         }
+    }
+
+    fn opened(&mut self, opened: Opened, holder: Task, reply: ReplyOpen) {
+        self.next_handle += 1;
+        self.open.insert(self.next_handle, (opened, holder));
+        reply.opened(
+            FileHandle(self.next_handle),
+            FopenFlags::FOPEN_DIRECT_IO | FopenFlags::FOPEN_NONSEEKABLE,
+        );
     }
 }
 
@@ -139,6 +333,13 @@ impl Served {
 }
 
 impl Filesystem for Served {
+    fn init(&mut self, _req: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
+        // Closes are sent in the background; beyond this many the others would wait, and a call that was
+        // made after a close would be served before it.
+        let _ = config.set_max_background(u16::MAX);
+        Ok(())
+    }
+
     fn getattr(&self, _req: &Request, _ino: INodeNo, _fh: Option<FileHandle>, reply: ReplyAttr) {
         reply.attr(&REMEMBER, &self.attributes());
     }
@@ -171,15 +372,16 @@ impl Filesystem for Served {
     }
 
     fn open(&self, req: &Request, _ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        let client = match Client::of(req.pid()) {
-            Ok(client) => client,
-            Err(errno) => return reply.error(fuse(errno)),
-        };
         let mut inner = self.device.inner();
-        if inner.down {
-            inner.waiting.push((client, reply));
-        } else {
-            inner.open(&client, reply);
+        match inner.ours.remove(&req.pid()) {
+            Some(Some((opened, holder))) => return inner.opened(opened, holder, reply),
+            Some(None) => return reply.error(FuseErrno::EAGAIN),
+            None => {}
+        }
+        match Client::of(req.pid()) {
+            Err(errno) => reply.error(fuse(errno)),
+            Ok(client) if inner.down => inner.parked.push(Parked::Open(client, reply)),
+            Ok(client) => inner.open(self.device.orchestrator, &client, reply),
         }
     }
 
@@ -207,10 +409,12 @@ impl Filesystem for Served {
     ) {
         let mut inner = self.device.inner();
         // FUSE does not say who closes last; it is told as the one who opened.
-        if let Some(opener) = inner.open.remove(&fh.0)
-            && !inner.down
-        {
-            luo::release(&opener);
+        if let Some((opened, holder)) = inner.open.remove(&fh.0) {
+            if inner.down {
+                inner.parked.push(Parked::Release(opened, holder));
+            } else {
+                self.device.orchestrator.release(&holder, &opened);
+            }
         }
         reply.ok();
     }
@@ -256,70 +460,30 @@ impl Filesystem for Served {
         _out_size: u32,
         reply: ReplyIoctl,
     ) {
-        // v3 has no entry for 32-bit callers.
+        // Neither interface has an entry for 32-bit callers.
         if flags.contains(IoctlFlags::FUSE_IOCTL_COMPAT) {
             return reply.error(FuseErrno::ENOTTY);
         }
-        {
-            let inner = self.device.inner();
-            if inner.down || !inner.open.contains_key(&fh.0) {
-                return reply.error(FuseErrno::EIO);
-            }
+        let client = match Client::of(req.pid()) {
+            Ok(client) => client,
+            Err(errno) => return reply.error(fuse(errno)),
+        };
+        let mut inner = self.device.inner();
+        let Some((opened, _)) = inner.open.get(&fh.0) else {
+            return reply.error(FuseErrno::EIO);
+        };
+        let pending = Pending {
+            opened: *opened,
+            client,
+            cmd,
+            reply,
+        };
+        if inner.down {
+            inner.parked.push(Parked::Call(pending));
+        } else {
+            inner.calls += 1;
+            drop(inner);
+            self.device.call(pending);
         }
-        match Client::of(req.pid()) {
-            // It deals with a thread that may be busy with an exec or its end, and must not hold up others.
-            Ok(client) if cmd == v3::FD_RESTORE => {
-                std::thread::spawn(move || serve(&client, cmd, reply));
-            }
-            Ok(client) => serve(&client, cmd, reply),
-            Err(errno) => reply.error(fuse(errno)),
-        }
-    }
-}
-
-fn serve(client: &Client, cmd: u32, reply: ReplyIoctl) {
-    // Seized before the token is spent: a caller that cannot be given the file keeps it.
-    let seized = match (cmd == v3::FD_RESTORE)
-        .then(|| Seized::new(client))
-        .transpose()
-    {
-        Ok(seized) => seized,
-        Err(errno) => {
-            log::error!(
-                "process {} cannot be given a descriptor: {errno}; is it being traced?",
-                client.task.pid
-            );
-            return reply.error(fuse(errno));
-        }
-    };
-    let address = client.ioctl_argument(cmd);
-    let (result, install) = match address {
-        Ok(address) => luo::ioctl(client, cmd, address),
-        Err(errno) => (Err(errno), None),
-    };
-    match result {
-        Ok(()) => reply.ioctl(0, &[]),
-        Err(errno) => reply.error(fuse(errno)),
-    }
-    let (Some(seized), Some(install)) = (seized, install) else {
-        return;
-    };
-    let installed = install.file.reopen().and_then(|file| {
-        seized.install(&file, |fd| {
-            let Some(mut argument) = install.tell else {
-                return Ok(());
-            };
-            argument.set_word(std::mem::offset_of!(v3::FdRestore, fd), fd as u32);
-            argument.write_back(client)
-        })
-    });
-    match installed {
-        Ok(_) => {}
-        // It was killed while it waited: the file goes with this reference.
-        Err(Errno::ESRCH) => log::info!("process {} ended during FD_RESTORE", client.task.pid),
-        Err(errno) => log::error!(
-            "FD_RESTORE into process {} failed at its last step: {errno}",
-            client.task.pid
-        ),
     }
 }

@@ -1,16 +1,11 @@
-//! Preserved files: what kind they are, and the callbacks of their handler.
-//!
-//! A file is kept by reference. The callbacks are the functions `memfd_luo_*` of v3 patch 27, with the
-//! kernel's names and C signatures, so that probes can sit on them; the kinds that a developer asks
-//! for with `--also` go through the same ones.
+//! Preserved files: what kind they are, and what is saved of them. A file is kept by reference.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{c_int, c_void};
-use std::hint::black_box;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lu_common::event::{File as View, FileKind};
 use nix::errno::Errno;
@@ -19,7 +14,6 @@ use nix::sys::stat::{Mode, SFlag};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use nix::unistd::{Whence, ftruncate, lseek};
 
-use super::core::Handler;
 use super::stat::Stat;
 
 /// A preserved file: the emulated `struct file`.
@@ -32,8 +26,11 @@ pub struct Preserved {
     kind: u16,
     padding: [u8; 6],
     token: u64,
+    identity: (u64, u64),
     fd: ManuallyDrop<OwnedFd>,
     saved: Mutex<Option<Saved>>,
+    /// A memfd as the new kernel gave it out first.
+    retrieved: Mutex<Option<OwnedFd>>,
 }
 
 impl Drop for Preserved {
@@ -55,7 +52,7 @@ const _: () = {
     assert!(std::mem::offset_of!(Preserved, kind) == std::mem::offset_of!(View, kind));
 };
 
-/// What PREPARE saves of a memfd beside its content.
+/// What is saved of a memfd beside its content.
 #[derive(Clone, Copy, Debug)]
 struct Saved {
     bytes: u64,
@@ -65,14 +62,16 @@ struct Saved {
 impl Preserved {
     /// The file behind a descriptor, to be preserved under `token`.
     pub fn new(token: u64, fd: OwnedFd) -> Result<Arc<Self>, Errno> {
-        let (kind, bytes) = describe(&fd)?;
+        let stat = Stat::of(fd.as_fd())?;
         Ok(Arc::new(Self {
-            bytes: AtomicU64::new(bytes),
-            kind: kind as u16,
+            bytes: AtomicU64::new(stat.size),
+            kind: kind_of(&fd, &stat) as u16,
             padding: [0; 6],
             token,
+            identity: stat.identity,
             fd: ManuallyDrop::new(fd),
             saved: Mutex::new(None),
+            retrieved: Mutex::new(None),
         }))
     }
 
@@ -81,19 +80,37 @@ impl Preserved {
         FileKind::from_raw(self.kind).unwrap_or(FileKind::Other)
     }
 
+    /// Its name.
+    pub const fn token(&self) -> u64 {
+        self.token
+    }
+
     /// The file's device and inode number.
-    pub fn identity(&self) -> Option<(u64, u64)> {
-        Some(Stat::of(self.fd.as_fd()).ok()?.identity)
+    pub const fn identity(&self) -> (u64, u64) {
+        self.identity
+    }
+
+    /// How the kernel's pointers to two open files compare: the same open file is equal (kcmp(2)).
+    pub fn compare(&self, other: &Self) -> std::cmp::Ordering {
+        /// `KCMP_FILE`.
+        const FILE: i32 = 0;
+        let own = std::process::id();
+        let (left, right) = (self.fd.as_raw_fd(), other.fd.as_raw_fd());
+        // SAFETY: the call takes integers.
+        match unsafe { libc::syscall(libc::SYS_kcmp, own, own, FILE, left, right) } {
+            0 => std::cmp::Ordering::Equal,
+            1 => std::cmp::Ordering::Less,
+            2 => std::cmp::Ordering::Greater,
+            // A kernel without it, or one that does not tell: by our numbers, which differ.
+            _ => left.cmp(&right),
+        }
     }
 
     /// The file as the new kernel gives it out: a memfd anew (read and write, at the saved position),
     /// any other kind as it was.
     pub fn reopen(&self) -> Result<OwnedFd, Errno> {
         if self.kind() != FileKind::Memfd {
-            return self
-                .fd
-                .try_clone()
-                .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)));
+            return copy(&self.fd);
         }
         let path = format!("/proc/self/fd/{}", self.fd.as_raw_fd());
         let fd = open(
@@ -101,39 +118,67 @@ impl Preserved {
             OFlag::O_RDWR | OFlag::O_CLOEXEC | OFlag::O_LARGEFILE,
             Mode::empty(),
         )?;
-        if let Some(saved) = self.saved() {
+        if let Some(saved) = *self.saved() {
             lseek(&fd, saved.position, Whence::SeekSet)?;
         }
         Ok(fd)
     }
 
-    fn saved(&self) -> Option<Saved> {
-        *self.saved.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn save(&self, saved: Option<Saved>) {
-        *self.saved.lock().unwrap_or_else(PoisonError::into_inner) = saved;
-    }
-
-    fn prepare(&self) -> Result<(), Errno> {
+    /// Makes the file anew, once: [`Self::retrieved`] gives it out.
+    pub fn retrieve(&self) -> Result<(), Errno> {
         if self.kind() == FileKind::Memfd {
-            let bytes = Stat::of(self.fd.as_fd())?.size;
-            let position = lseek(self.fd.as_fd(), 0, Whence::SeekCur)?;
-            self.bytes.store(bytes, Ordering::Relaxed);
-            self.save(Some(Saved { bytes, position }));
+            let file = self.reopen()?;
+            *lock(&self.retrieved) = Some(file);
         }
         Ok(())
     }
 
-    /// From PREPARE on the kernel refuses to change a memfd's size. What nobody could refuse here
+    /// The file that [`Self::retrieve`] made: the same open file, however often it is asked for.
+    pub fn retrieved(&self) -> Result<OwnedFd, Errno> {
+        copy(lock(&self.retrieved).as_ref().unwrap_or(&self.fd))
+    }
+
+    fn saved(&self) -> MutexGuard<'_, Option<Saved>> {
+        lock(&self.saved)
+    }
+
+    /// Saves a memfd's size, which must not change from now on, and its position.
+    pub fn save(&self) -> Result<(), Errno> {
+        if self.kind() == FileKind::Memfd {
+            let bytes = Stat::of(self.fd.as_fd())?.size;
+            let position = self.position()?;
+            self.bytes.store(bytes, Ordering::Relaxed);
+            *self.saved() = Some(Saved { bytes, position });
+        }
+        Ok(())
+    }
+
+    /// Saves the position anew, if it was saved.
+    pub fn save_position(&self) -> Result<(), Errno> {
+        if let Some(saved) = self.saved().as_mut() {
+            saved.position = self.position()?;
+        }
+        Ok(())
+    }
+
+    fn position(&self) -> Result<i64, Errno> {
+        lseek(self.fd.as_fd(), 0, Whence::SeekCur)
+    }
+
+    /// Forgets what was saved.
+    pub fn forget(&self) {
+        *self.saved() = None;
+    }
+
+    /// Once a memfd's size is saved the kernel refuses to change it. What nobody could refuse here
     /// (see `notify`) is undone.
-    fn freeze(&self) -> Result<(), Errno> {
-        if let Some(saved) = self.saved() {
+    pub fn check_size(&self) -> Result<(), Errno> {
+        if let Some(saved) = *self.saved() {
             let bytes = Stat::of(self.fd.as_fd())?.size;
             if bytes != saved.bytes {
                 log::warn!(
-                    "token {:#x}: the memfd was resized from {} to {bytes} bytes after PREPARE; the \
-                     kernel would have refused that with EPERM, so it is put back",
+                    "token {:#x}: the memfd was resized from {} to {bytes} bytes after its size was \
+                     saved; the kernel would have refused that with EPERM, so it is put back",
                     self.token,
                     saved.bytes
                 );
@@ -144,19 +189,26 @@ impl Preserved {
     }
 }
 
-/// The kind and the size of the file behind a descriptor.
-fn describe(fd: &OwnedFd) -> Result<(FileKind, u64), Errno> {
-    let stat = Stat::of(fd.as_fd())?;
-    let kind = match stat.file_type {
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn copy(fd: &OwnedFd) -> Result<OwnedFd, Errno> {
+    fd.try_clone()
+        .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(libc::EIO)))
+}
+
+/// What sort of file is behind a descriptor.
+fn kind_of(fd: &OwnedFd, stat: &Stat) -> FileKind {
+    match stat.file_type {
         SFlag::S_IFIFO => FileKind::Pipe,
         SFlag::S_IFSOCK => FileKind::Socket,
-        // `shmem_file(file) && !inode->i_nlink` in v3 patch 27.
+        // `shmem_file(file) && !inode->i_nlink` in v3 patch 27 and in Linux 7.3.4.
         SFlag::S_IFREG if stat.links == 0 && is_shmem(fd) => FileKind::Memfd,
         SFlag::S_IFREG => FileKind::Regular,
         _ if is_eventfd(fd) => FileKind::Eventfd,
         _ => FileKind::Other,
-    };
-    Ok((kind, stat.size))
+    }
 }
 
 /// Only shmem and hugetlbfs have seals, and asking for them asks no server; the rest tells those two
@@ -172,19 +224,30 @@ fn is_eventfd(fd: &OwnedFd) -> bool {
 }
 
 /// The file handler, and the failures that it is told to rehearse.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Files {
     /// Kinds that are accepted beside memfd.
     pub also: Vec<FileKind>,
-    /// Tokens whose prepare fails, and how.
+    /// Tokens whose prepare (v3) or preserve (sessions) fails, and how.
     pub fail_prepare: BTreeMap<u64, Errno>,
     /// Tokens whose freeze fails, and how.
     pub fail_freeze: BTreeMap<u64, Errno>,
     /// Tokens whose restore fails, and how.
     pub fail_restore: BTreeMap<u64, Errno>,
+    /// Tokens that are never ready for FINISH (sessions).
+    pub busy_finish: BTreeSet<u64>,
 }
 
-fn rehearsed(failures: &BTreeMap<u64, Errno>, token: u64) -> Result<(), Errno> {
+impl Files {
+    /// Whether there is a handler for this kind of file.
+    pub fn accepts(&self, file: &Preserved) -> bool {
+        let kind = file.kind();
+        kind == FileKind::Memfd || self.also.contains(&kind)
+    }
+}
+
+/// The failure that is rehearsed for a token, if there is one.
+pub fn rehearsed(failures: &BTreeMap<u64, Errno>, token: u64) -> Result<(), Errno> {
     failures.get(&token).map_or(Ok(()), |errno| Err(*errno))
 }
 
@@ -202,92 +265,7 @@ pub fn from_c(result: c_int) -> Result<(), Errno> {
     }
 }
 
-impl Handler for Files {
-    type File = Arc<Preserved>;
-
-    fn can_preserve(&self, _token: u64, file: &Self::File) -> bool {
-        black_box(memfd_luo_can_preserve as Predicate)(handler(self), view(file))
-    }
-
-    fn prepare(&self, _token: u64, file: &mut Self::File) -> Result<(), Errno> {
-        let mut data = 0;
-        from_c(black_box(memfd_luo_prepare as Callback)(
-            handler(self),
-            view(file),
-            &raw mut data,
-        ))
-    }
-
-    fn freeze(&self, _token: u64, file: &mut Self::File) -> Result<(), Errno> {
-        let mut data = 0;
-        from_c(black_box(memfd_luo_freeze as Callback)(
-            handler(self),
-            view(file),
-            &raw mut data,
-        ))
-    }
-
-    fn cancel(&self, _token: u64, file: &mut Self::File) {
-        file.save(None);
-    }
-
-    fn retrieve(&self, token: u64, _file: &Self::File) -> Result<(), Errno> {
-        rehearsed(&self.fail_restore, token)
-    }
-}
-
-type Predicate = extern "C" fn(*const c_void, *const c_void) -> bool;
-type Callback = extern "C" fn(*const c_void, *const c_void, *mut u64) -> c_int;
-
-fn handler(files: &Files) -> *const c_void {
-    (&raw const *files).cast()
-}
-
 /// The address by which the functions know a file.
 pub fn view(file: &Arc<Preserved>) -> *const c_void {
     Arc::as_ptr(file).cast()
-}
-
-/// `static bool memfd_luo_can_preserve(struct liveupdate_file_handler *, struct file *)`.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn memfd_luo_can_preserve(handler: *const c_void, file: *const c_void) -> bool {
-    // SAFETY: the only caller is above and passes references to these types.
-    let handler = unsafe { &*handler.cast::<Files>() };
-    // SAFETY: likewise.
-    let file = unsafe { &*file.cast::<Preserved>() };
-    let kind = file.kind();
-    kind == FileKind::Memfd || handler.also.contains(&kind)
-}
-
-/// `static int memfd_luo_prepare(struct liveupdate_file_handler *, struct file *, u64 *)`.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn memfd_luo_prepare(
-    handler: *const c_void,
-    file: *const c_void,
-    data: *mut u64,
-) -> c_int {
-    // SAFETY: the only caller is above and passes references to these types.
-    let handler = unsafe { &*handler.cast::<Files>() };
-    // SAFETY: likewise.
-    let file = unsafe { &*file.cast::<Preserved>() };
-    black_box(data);
-    to_c(rehearsed(&handler.fail_prepare, file.token).and_then(|()| file.prepare()))
-}
-
-/// `static int memfd_luo_freeze(struct liveupdate_file_handler *, struct file *, u64 *)`.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn memfd_luo_freeze(
-    handler: *const c_void,
-    file: *const c_void,
-    data: *mut u64,
-) -> c_int {
-    // SAFETY: the only caller is above and passes references to these types.
-    let handler = unsafe { &*handler.cast::<Files>() };
-    // SAFETY: likewise.
-    let file = unsafe { &*file.cast::<Preserved>() };
-    black_box(data);
-    to_c(rehearsed(&handler.fail_freeze, file.token).and_then(|()| file.freeze()))
 }

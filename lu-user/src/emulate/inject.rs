@@ -17,7 +17,7 @@ use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid, waitpid};
 use nix::unistd::{ForkResult, Pid, fork, pause, pipe2, read};
 
 use super::argument::UserMemory as _;
-use super::client::Client;
+use super::client::{Client, pidfd_open};
 
 /// How long a donor may take to take on the caller's identity, in milliseconds.
 const DONATES_WITHIN_MS: u16 = 1000;
@@ -54,9 +54,11 @@ impl Seized {
     /// Installs `file` (close-on-exec), hands the number to `tell`, and lets the thread go. The call
     /// must have been answered. Where `tell` fails, the descriptor is closed again and the system call
     /// returns that error.
+    ///
+    /// Ours is closed before the thread goes on, so that its next close may be the last one.
     pub fn install(
         mut self,
-        file: &OwnedFd,
+        file: OwnedFd,
         tell: impl FnOnce(RawFd) -> Result<(), Errno>,
     ) -> Result<RawFd, Errno> {
         self.wait_for_stop()?;
@@ -64,11 +66,11 @@ impl Seized {
         // One descriptor is free, as was looked at before; on the way there are two.
         let limit = self.client.raise_fd_limit(2);
         let outcome = inside
-            .fetch(file, std::process::id())
+            .fetch(&file, std::process::id())
             .or_else(|errno| match errno {
                 // The caller may not look into a process of root's: one of its own holds the file.
-                Errno::EPERM => Donor::new(&self.client, file)
-                    .and_then(|donor| inside.fetch(file, donor.pid.as_raw() as u32)),
+                Errno::EPERM => Donor::new(&self.client, &file)
+                    .and_then(|donor| inside.fetch(&file, donor.pid.as_raw() as u32)),
                 errno => Err(errno),
             })
             .and_then(|fd| {
@@ -80,6 +82,7 @@ impl Seized {
         if let Some(limit) = limit {
             self.client.set_fd_limit(&limit);
         }
+        drop(file);
         inside.leave(outcome.err())?;
         outcome
     }
@@ -355,7 +358,13 @@ fn donate(fd: RawFd, ready: RawFd, uid: u32, gid: u32) -> ! {
 
 impl Drop for Donor {
     fn drop(&mut self) {
+        let ended = pidfd_open(self.pid, 0);
         let _ = kill(self.pid, Signal::SIGKILL);
+        // The file must not stay open because of it.
+        if let Ok(ended) = ended {
+            let mut fds = [PollFd::new(ended.as_fd(), PollFlags::POLLIN)];
+            let _ = poll(&mut fds, PollTimeout::from(DONATES_WITHIN_MS));
+        }
         // Not here: whoever traces it is told of its end first.
         let pid = self.pid;
         std::thread::spawn(move || waitpid(pid, None));

@@ -1,7 +1,8 @@
 //! The emulated orchestrator: a file that behaves like `/dev/liveupdate`, for any client.
 //!
-//! - [`core`]: the state machine, pure; [`argument`]: the rules of the ioctl's structures, pure.
-//! - [`luo`], [`files`], [`reboot`]: the steps, as functions with the kernel's names and signatures.
+//! - [`v3`], [`sessions`]: an interface each, its state machine (pure) and its steps, as functions with the
+//!   kernel's names and signatures; `orchestrator`: what the rest asks of either.
+//! - [`argument`]: the rules of the ioctl's structures, pure; [`files`]: what is preserved; [`reboot`].
 //! - [`client`], [`inject`]: the caller, whose memory is read and who gets descriptors.
 //! - [`device`], [`stat`], [`mount`], [`notify`], [`control`]: FUSE, the file's place, system calls that
 //!   must not reach the machine, the socket.
@@ -9,17 +10,18 @@
 pub mod argument;
 mod client;
 pub mod control;
-pub mod core;
 mod device;
 mod files;
 mod inject;
-mod luo;
 mod mount;
 mod notify;
+mod orchestrator;
 mod reboot;
+pub mod sessions;
 mod stat;
+pub mod v3;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::os::fd::{AsFd as _, OwnedFd};
 use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
@@ -31,6 +33,7 @@ use std::time::Duration;
 
 use fuser::{Config, Session, SessionACL};
 use lu_common::event::FileKind;
+use lu_common::uapi::Interface;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -41,21 +44,25 @@ use nix::unistd::{Pid, geteuid};
 pub use mount::DEVICE;
 
 /// What an emulation is to do.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Options {
-    /// Reproduce the two faults of patch 16.
+    /// What the device speaks.
+    pub interface: Interface,
+    /// Reproduce the two faults of patch 16 (v3).
     pub quirks: bool,
     /// The pause that stands for shutdown and boot.
     pub boot_delay: Duration,
     /// Kinds of files that are accepted beside memfd.
     pub also: Vec<FileKind>,
-    /// Tokens whose prepare callback fails.
+    /// Tokens whose prepare (v3) or preserve (sessions) callback fails.
     pub fail_prepare: BTreeMap<u64, Errno>,
     /// Tokens whose freeze callback fails.
     pub fail_freeze: BTreeMap<u64, Errno>,
     /// Tokens whose restore fails.
     pub fail_restore: BTreeMap<u64, Errno>,
-    /// How many kexecs fail after the freeze.
+    /// Tokens that are never ready for FINISH (sessions).
+    pub busy_finish: BTreeSet<u64>,
+    /// How many kexecs fail after the freeze (v3).
     pub fail_jumps: u32,
 }
 
@@ -146,10 +153,11 @@ impl IntoErrno for std::io::Error {
 /// Runs `command` with the emulated device at [`DEVICE`] for it alone, and returns its exit status
 /// (128 and more: ended by that signal, as shells say it).
 pub fn run_command(options: &Options, command: &[OsString]) -> Result<i32, Error> {
-    let signals = start(options)?;
+    let signals = start()?;
     let control = control::Control::start()?;
     let (ready, child) = spawn_inside(command, control.path())?;
-    let device = Arc::new(device::Device::default());
+    let device = device(options);
+    device.stands_at(ready.place);
     reboot::init(machine(Arc::clone(&device), ready.device_number, options));
     let _session = serve(Arc::clone(&device), ready.fuse)?;
     let notices = Arc::new(ready.notices);
@@ -167,17 +175,19 @@ pub fn run_command(options: &Options, command: &[OsString]) -> Result<i32, Error
 
 /// Lets the emulated device stand at `path` until a signal asks for the end.
 pub fn run_at(options: &Options, path: &Path) -> Result<(), Error> {
-    let signals = start(options)?;
+    let signals = start()?;
     let public = mount::Public::prepare(path)?;
     let control = control::Control::start()?;
     raise_own_limit();
     let fuse = mount::mount_file(path)?;
-    let device = Arc::new(device::Device::default());
+    let device = device(options);
+    device.stands_at(mount::place(path)?);
     let device_number = mount::device_number(path)?;
     reboot::init(machine(Arc::clone(&device), device_number, options));
+    let interface = device.orchestrator().interface().name();
     let _session = serve(device, fuse)?;
     eprintln!(
-        "lu emulate: an orchestrator (interface v3) at {}, process {}; Ctrl-C ends it",
+        "lu emulate: an orchestrator (interface {interface}) at {}, process {}; Ctrl-C ends it",
         path.display(),
         std::process::id()
     );
@@ -193,7 +203,7 @@ pub fn run_at(options: &Options, path: &Path) -> Result<(), Error> {
 }
 
 /// What both ways begin with. The signals that end us are taken as messages from here on.
-fn start(options: &Options) -> Result<SignalFd, Error> {
+fn start() -> Result<SignalFd, Error> {
     if !geteuid().is_root() {
         return Err(Error::NotRoot);
     }
@@ -207,16 +217,29 @@ fn start(options: &Options) -> Result<SignalFd, Error> {
         ending.add(signal);
     }
     ending.thread_block().step("block", "signals")?;
-    luo::init(
-        files::Files {
-            also: options.also.clone(),
-            fail_prepare: options.fail_prepare.clone(),
-            fail_freeze: options.fail_freeze.clone(),
-            fail_restore: options.fail_restore.clone(),
-        },
-        options.quirks,
-    );
     SignalFd::with_flags(&ending, SfdFlags::SFD_CLOEXEC).step("wait for", "signals")
+}
+
+/// The orchestrator of an interface and its device.
+fn device(options: &Options) -> Arc<device::Device> {
+    let files = files::Files {
+        also: options.also.clone(),
+        fail_prepare: options.fail_prepare.clone(),
+        fail_freeze: options.fail_freeze.clone(),
+        fail_restore: options.fail_restore.clone(),
+        busy_finish: options.busy_finish.clone(),
+    };
+    match options.interface {
+        Interface::V3 => {
+            v3::luo::init(files, options.quirks);
+            Arc::new(device::Device::new(&v3::luo::V3))
+        }
+        Interface::Sessions => {
+            let device = Arc::new(device::Device::new(&sessions::luo::Sessions));
+            sessions::luo::init(files, Arc::clone(&device));
+            device
+        }
+    }
 }
 
 fn machine(device: Arc<device::Device>, device_number: u64, options: &Options) -> reboot::Machine {
@@ -249,6 +272,7 @@ fn raise_own_limit() -> Option<(u64, u64)> {
 /// What the thread that will start the command has made ready.
 struct Ready {
     fuse: OwnedFd,
+    place: OwnedFd,
     device_number: u64,
     notices: OwnedFd,
     /// Sent to when the command may start, dropped when its namespace may go.
@@ -284,12 +308,13 @@ fn spawn_inside(
         let prepare = || {
             mount::private_device(&scratch)?;
             let fuse = mount::mount_file(Path::new(DEVICE))?;
+            let place = mount::place(Path::new(DEVICE))?;
             let device_number = mount::device_number(Path::new(DEVICE))?;
             let notices = match notify::install_filter() {
                 Err(Errno::EBUSY) => return Err(Error::Nested),
                 filtered => filtered.step("filter", "the command's system calls")?,
             };
-            Ok((fuse, device_number, notices))
+            Ok((fuse, place, device_number, notices))
         };
         let _ = mounted.send(prepare());
         if may_go.recv().is_err() {
@@ -302,9 +327,11 @@ fn spawn_inside(
         // With its last thread the namespace goes, and with it the mount and what it still has to say.
         let _ = may_go.recv();
     });
-    let (fuse, device_number, notices) = is_mounted.recv().unwrap_or(Err(Error::NoEmulator))?;
+    let (fuse, place, device_number, notices) =
+        is_mounted.recv().unwrap_or(Err(Error::NoEmulator))?;
     let ready = Ready {
         fuse,
+        place,
         device_number,
         notices,
         go,

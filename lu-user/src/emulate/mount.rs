@@ -8,7 +8,7 @@ use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, OpenOptionsExt as _,
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
-use nix::fcntl::OFlag;
+use nix::fcntl::{OFlag, open};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, SFlag, mknod};
@@ -47,6 +47,11 @@ pub fn mount_file(path: &Path) -> Result<OwnedFd, Error> {
 /// The device number of the file system at `path`, by which its open files are recognised.
 pub fn device_number(path: &Path) -> Result<u64, Error> {
     Ok(Stat::at(path).step("look at", path)?.identity.0)
+}
+
+/// The file at `path`, to be opened later from wherever we are.
+pub fn place(path: &Path) -> Result<OwnedFd, Error> {
+    open(path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).step("look at", path)
 }
 
 /// Gives the calling thread a mount namespace of its own in which the device can be mounted at

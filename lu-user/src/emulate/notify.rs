@@ -8,14 +8,12 @@
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
 
-use lu_common::event::FileKind;
-use lu_common::uapi::v3::State;
 use nix::errno::Errno;
 use nix::unistd::{ForkResult, Pid, fork, setsid};
 
 use super::client::Client;
 use super::stat::Stat;
-use super::{inject, luo, reboot};
+use super::{inject, reboot};
 
 /// `LINUX_REBOOT_CMD_KEXEC`, `LINUX_REBOOT_MAGIC1`, and the four values of the second magic number.
 const KEXEC: u32 = 0x4558_4543;
@@ -225,27 +223,21 @@ fn kexec(listener: &OwnedFd, notice: &libc::seccomp_notif) -> Answer {
     }
 }
 
-/// `ftruncate(fd, length)` and `fallocate(fd, mode, offset, length)`.
+/// `ftruncate(fd, length)` and `fallocate(fd, mode, offset, length)` of a memfd whose size is held: the
+/// first may not change the size, the second may do nothing at all (`SHMEM_F_MAPPING_FROZEN` in
+/// `mm/shmem.c`, Linux 7.3.4).
 fn resize(notice: &libc::seccomp_notif) -> Answer {
-    let args = notice.data.args;
+    let [fd, args @ ..] = notice.data.args;
     let changes = || -> Result<bool, Errno> {
         // Looked at from outside: a reference of ours would have to be closed, which asks the file's server.
-        let path = format!("/proc/{}/fd/{}", notice.pid, args[0] as i32);
+        let path = format!("/proc/{}/fd/{}", notice.pid, fd as i32);
         let stat = Stat::at(Path::new(&path))?;
-        let size = stat.size;
-        let resizes = if i64::from(notice.data.nr) == libc::SYS_ftruncate {
-            args[1] != size
+        let changes = if i64::from(notice.data.nr) == libc::SYS_ftruncate {
+            args[0] != stat.size && args[0] as i64 >= 0
         } else {
-            args[1] as i32 & libc::FALLOC_FL_KEEP_SIZE == 0
-                && args[2].saturating_add(args[3]) > size
+            allocates(args[0] as i32, args[1] as i64, args[2] as i64)
         };
-        let identity = Some(stat.identity);
-        Ok(resizes
-            && luo::core().outgoing().any(|(_, state, file)| {
-                matches!(state, State::Prepared | State::Frozen)
-                    && file.kind() == FileKind::Memfd
-                    && file.identity() == identity
-            }))
+        Ok(changes && reboot::holds_size_of(stat.identity) && is_writable(notice.pid, fd)?)
     };
     // What cannot be looked at is the kernel's to judge.
     if changes().unwrap_or(false) {
@@ -253,4 +245,25 @@ fn resize(notice: &libc::seccomp_notif) -> Answer {
     } else {
         Answer::Continue
     }
+}
+
+/// Whether the arguments of fallocate(2) are ones that the kernel hands on to shmem, and shmem knows.
+const fn allocates(mode: i32, offset: i64, length: i64) -> bool {
+    let known = matches!(
+        mode,
+        0 | libc::FALLOC_FL_KEEP_SIZE | PUNCH_HOLE_AND_KEEP_SIZE
+    );
+    known && offset >= 0 && length > 0 && offset.checked_add(length).is_some()
+}
+
+const PUNCH_HOLE_AND_KEEP_SIZE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+
+/// Whether a descriptor may write at all; where not the kernel has an error of its own.
+fn is_writable(tid: u32, fd: u64) -> Result<bool, Errno> {
+    let path = format!("/proc/{tid}/fdinfo/{}", fd as i32);
+    let info = std::fs::read_to_string(path).map_err(|_| Errno::EBADF)?;
+    let flags = info
+        .lines()
+        .find_map(|line| i32::from_str_radix(line.strip_prefix("flags:")?.trim(), 8).ok());
+    Ok(flags.is_some_and(|flags| flags & libc::O_ACCMODE != libc::O_RDONLY))
 }

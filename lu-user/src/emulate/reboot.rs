@@ -1,8 +1,6 @@
 //! reboot(KEXEC), played: what is prepared is frozen, the clients are killed, the boot delay passes, and the
 //! orchestrator starts anew.
 
-use std::ffi::{c_int, c_long};
-use std::hint::black_box;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -14,8 +12,6 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use super::device::Device;
-use super::files::{from_c, to_c};
-use super::luo;
 use super::stat::Stat;
 
 /// How long the clients may take to end after SIGKILL.
@@ -54,6 +50,17 @@ pub fn is_device(tid: Pid, fd: i32) -> bool {
         .is_some_and(|machine| is_on(Path::new(&path), machine.device_number))
 }
 
+/// Whether the size of the memfd with this identity must not change now.
+pub fn holds_size_of(identity: (u64, u64)) -> bool {
+    let device = &machine().device;
+    let holds = || device.orchestrator().holds_size_of(identity);
+    // Only a close that has not reached us yet could say otherwise.
+    holds() && {
+        device.catch_up();
+        holds()
+    }
+}
+
 /// reboot(KEXEC) by `caller`. When it succeeds, every client has ended and the new epoch has begun.
 /// `ends` is a process that ends with the old kernel although it may not hold the device.
 ///
@@ -69,42 +76,49 @@ pub fn reboot(
         return Err(Errno::ESRCH);
     }
     *ALSO_ENDS.lock().unwrap_or_else(PoisonError::into_inner) = ends;
-    let function = black_box(__x64_sys_reboot as extern "C" fn(_) -> _);
-    from_c(function(&raw const *caller) as c_int)
+    machine().device.orchestrator().reboot(caller)
 }
 
 /// Who called, where it ends with the old kernel.
 static ALSO_ENDS: Mutex<Option<Pid>> = Mutex::new(None);
 
-/// `long __x64_sys_reboot(const struct pt_regs *)`.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn __x64_sys_reboot(regs: *const Task) -> c_long {
-    black_box(regs);
-    c_long::from(to_c(kernel_kexec()))
+fn machine() -> &'static Machine {
+    MACHINE.get().expect("init() has been called")
 }
 
-fn kernel_kexec() -> Result<(), Errno> {
-    let machine = MACHINE.get().expect("init() has been called");
-    luo::reboot()?;
-    let failing = machine
-        .fail_jumps
-        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
-            left.checked_sub(1)
-        });
-    if failing.is_ok() {
-        return Err(Errno::EIO);
-    }
+/// The kernel's `kernel_kexec`. While it goes on no call is served; they are where the freeze fails, and
+/// their callers end where it succeeds.
+pub fn kernel_kexec() -> Result<(), Errno> {
+    let machine = machine();
+    let orchestrator = machine.device.orchestrator();
+    machine.device.catch_up();
     machine.device.go_down();
+    let frozen = orchestrator
+        .liveupdate_reboot()
+        .and_then(|()| machine.rehearsed());
+    if frozen.is_err() {
+        machine.device.come_back();
+        return frozen;
+    }
     machine.end_clients();
-    luo::jump();
+    orchestrator.machine_kexec();
     std::thread::sleep(machine.boot_delay);
-    luo::boot();
+    orchestrator.luo_startup();
     machine.device.come_up();
     Ok(())
 }
 
 impl Machine {
+    /// EIO as often as jumps are to fail.
+    fn rehearsed(&self) -> Result<(), Errno> {
+        let failing = self
+            .fail_jumps
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| {
+                left.checked_sub(1)
+            });
+        failing.map_or(Ok(()), |_| Err(Errno::EIO))
+    }
+
     fn end_clients(&self) {
         if let Some(pid) = *ALSO_ENDS.lock().unwrap_or_else(PoisonError::into_inner) {
             let _ = kill(pid, Signal::SIGKILL);
@@ -114,6 +128,8 @@ impl Machine {
             for pid in holders(self.device_number) {
                 let _ = kill(pid, Signal::SIGKILL);
             }
+            // What is being killed never sees the answer, and cannot end without it.
+            self.device.drop_calls();
             if Instant::now() > deadline {
                 log::error!("a client has not ended after SIGKILL; its open file is cut off");
                 return;

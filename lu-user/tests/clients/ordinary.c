@@ -36,8 +36,12 @@ static void new_kernel(void)
 /* Keeps the device open while root reboots. */
 static void hold(void)
 {
+	int dev;
 	become();
-	int dev = open_device();
+	/* Root, who looks whether we have it, holds it for moments. */
+	do
+		dev = open_device();
+	while (dev == -EBUSY);
 	cell("FD_PRESERVE", preserve(dev, 1, memfd("mine")), 0);
 	cell("PREPARE", event(dev, EV_PREPARE), 0);
 	fflush(stdout);

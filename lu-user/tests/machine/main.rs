@@ -4,6 +4,7 @@
 mod clients;
 mod commands;
 mod robust;
+mod sessions;
 mod support;
 mod watched;
 
@@ -13,6 +14,7 @@ fn main() {
     let mut trials: Vec<Trial> = Vec::new();
     trials.extend(clients::trials());
     trials.extend(robust::trials());
+    trials.extend(sessions::trials());
     trials.extend(watched::trials());
     trials.extend(commands::trials());
     let mut args = Arguments::from_args();

@@ -12,22 +12,28 @@ use crate::support::{Background, Outcome, client, expect_status, finish, lu, run
 
 pub fn trials() -> Vec<Trial> {
     vec![
-        trial("no_bytes_as_an_argument_confuse_the_emulator", random_bytes),
-        trial(
-            "clients_killed_at_random_moments_leak_nothing",
-            killed_clients,
-        ),
+        trial("no_bytes_as_an_argument_confuse_the_emulator", || {
+            random_bytes("v3", &[])
+        }),
+        trial("nor_a_session", || random_bytes("sessions", &["sessions"])),
+        trial("clients_killed_at_random_moments_leak_nothing", || {
+            killed_clients("v3", "churn", 120)
+        }),
+        trial("nor_those_that_hold_sessions", || {
+            killed_clients("sessions", "sessions_churn", 60)
+        }),
         trial("a_killed_emulator_leaves_no_mount", no_mount_is_left),
         trial("a_real_file_is_not_covered_twice", not_covered_twice),
     ]
 }
 
-fn random_bytes() -> Outcome {
+fn random_bytes(interface: &str, more: &[&str]) -> Outcome {
     let program = client("fuzz", &["-static"])?;
     let program = path(&program)?;
     for seed in 1..=8 {
         let seed = seed.to_string();
-        let output = run(&["emulate", "--", program, &seed, "5000"])?;
+        let start = ["emulate", "--interface", interface, "--", program];
+        let output = run(&[&start[..], &[&seed, "5000"], more].concat())?;
         expect_status(&output, 0).map_err(|failed| {
             Failed::from(format!(
                 "seed {seed}: {}",
@@ -47,9 +53,14 @@ struct Emulator {
 
 impl Emulator {
     fn start() -> Result<Self, Failed> {
+        Self::speaking("v3")
+    }
+
+    fn speaking(interface: &str) -> Result<Self, Failed> {
         let folder = scratch();
         let device = folder.path().join("liveupdate");
-        let args = ["emulate", "--boot-delay=5ms", "--at", path(&device)?];
+        let how = ["emulate", "--boot-delay=5ms", "--interface", interface];
+        let args = [&how[..], &["--at", path(&device)?]].concat();
         let background = Background::start(&args, Stdio::null(), "Ctrl-C ends it")?;
         Ok(Self {
             background,
@@ -96,13 +107,17 @@ impl Emulator {
     }
 }
 
-fn killed_clients() -> Outcome {
-    let emulator = Emulator::start()?;
-    let program = client("churn", &["-static"])?;
-    expect_status(&emulator.ctl(&["state"])?, 0)?;
+fn killed_clients(interface: &str, program: &str, rounds: u64) -> Outcome {
+    let emulator = Emulator::speaking(interface)?;
+    let program = client(program, &["-static"])?;
+    let probe = match interface {
+        "v3" => &["state"][..],
+        _ => &["session", "create", "probe"],
+    };
+    expect_status(&emulator.ctl(probe)?, 0)?;
     let (files, children) = (emulator.open_files(), emulator.threads_and_children());
     // No generator of random numbers is worth a dependency here: any spread of moments will do.
-    let moments = (0_u64..120).map(|round| Duration::from_micros(round * 7919 % 23_000));
+    let moments = (0..rounds).map(|round| Duration::from_micros(round * 7919 % 23_000));
     for (round, moment) in moments.enumerate() {
         if round % 4 == 0 {
             // Something to restore: this client ends with the old kernel.
@@ -117,14 +132,12 @@ fn killed_clients() -> Outcome {
         child.kill()?;
         child.wait()?;
     }
+    // With nothing preserved the next kernel starts empty.
+    emulator.kexec()?;
     // The last close may still be on its way.
     let deadline = Instant::now() + Duration::from_secs(5);
     let whole = || -> Result<bool, Failed> {
-        let state = emulator.ctl(&["state"])?;
-        if String::from_utf8_lossy(&state.stdout).trim() == "UPDATED" {
-            expect_status(&emulator.ctl(&["finish"])?, 0)?;
-        }
-        Ok(state.status.success()
+        Ok(emulator.ctl(probe)?.status.success()
             && emulator.open_files() == files
             && emulator.threads_and_children() == children)
     };

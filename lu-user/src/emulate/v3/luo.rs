@@ -1,5 +1,5 @@
-//! The orchestrator's functions, with the kernel's names and C signatures, so that probes can sit on
-//! them: `luo_open` to `luo_startup`.
+//! v3's functions, with the kernel's names and C signatures, so that probes can sit on
+//! them: `luo_open` to `luo_startup`, and `__x64_sys_reboot` around them.
 //!
 //! As in the kernel there is one orchestrator, and who calls is known from the thread that runs.
 
@@ -10,14 +10,17 @@ use std::mem::offset_of;
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use lu_common::event::Task;
-use lu_common::uapi::v3;
+use lu_common::event::{FileKind, Task};
+use lu_common::uapi::v3::State;
+use lu_common::uapi::{Interface, v3};
 use nix::errno::Errno;
 
-use super::argument::Argument;
-use super::client::Client;
+use super::super::argument::Argument;
+use super::super::client::Client;
+use super::super::files::{Files, Preserved, from_c, to_c, view};
+use super::super::orchestrator::{Install, Opened, Orchestrator};
+use super::super::reboot;
 use super::core::Core;
-use super::files::{Files, Preserved, from_c, to_c, view};
 
 struct Luo {
     core: Mutex<Core<Files>>,
@@ -35,14 +38,6 @@ struct Current {
     client: Client,
     retrieved: Option<Arc<Preserved>>,
     install: Option<Install>,
-}
-
-/// A descriptor that the caller is to get once its system call ends.
-pub struct Install {
-    /// The file.
-    pub file: Arc<Preserved>,
-    /// The structure that tells the caller the number; `None` where it cannot be told (`--quirks`).
-    pub tell: Option<Argument>,
 }
 
 /// Sets the orchestrator up; once in a process.
@@ -63,44 +58,72 @@ pub fn core() -> MutexGuard<'static, Core<Files>> {
     luo().core.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// open(2) of the device.
-pub fn open(caller: &Task) -> Result<(), Errno> {
-    let function = black_box(luo_open as extern "C" fn(_, _) -> _);
-    from_c(function(ptr::null(), &raw const *caller))
-}
+/// The orchestrator of v3.
+pub struct V3;
 
-/// The last close of an open file.
-pub fn release(caller: &Task) {
-    let function = black_box(luo_release as extern "C" fn(_, _) -> _);
-    function(ptr::null(), &raw const *caller);
-}
+impl Orchestrator for V3 {
+    fn interface(&self) -> Interface {
+        Interface::V3
+    }
 
-/// An ioctl; with its result, the descriptor that is to be given out.
-pub fn ioctl(client: &Client, cmd: u32, arg: u64) -> (Result<(), Errno>, Option<Install>) {
-    CURRENT.set(Some(Current {
-        client: *client,
-        retrieved: None,
-        install: None,
-    }));
-    let function = black_box(luo_ioctl as extern "C" fn(_, _, _) -> _);
-    let result = function(&raw const client.task, cmd, arg);
-    let install = CURRENT.take().and_then(|current| current.install);
-    (from_c(result as c_int), install)
-}
+    fn open(&self, caller: &Task) -> Result<(), Errno> {
+        let function = black_box(luo_open as extern "C" fn(_, _) -> _);
+        from_c(function(ptr::null(), &raw const *caller))
+    }
 
-/// reboot(KEXEC) up to the point of no return: the freeze.
-pub fn reboot() -> Result<(), Errno> {
-    from_c(black_box(liveupdate_reboot as extern "C" fn() -> c_int)())
-}
+    /// There is but the device.
+    fn release(&self, holder: &Task, _opened: &Opened) {
+        let function = black_box(luo_release as extern "C" fn(_, _) -> _);
+        function(ptr::null(), &raw const *holder);
+    }
 
-/// The old kernel's last function.
-pub fn jump() {
-    black_box(machine_kexec as extern "C" fn(_))(ptr::null());
-}
+    fn gives_descriptor(&self, cmd: u32) -> bool {
+        cmd == v3::FD_RESTORE
+    }
 
-/// The new kernel's orchestrator starts.
-pub fn boot() {
-    black_box(luo_startup as extern "C" fn() -> c_int)();
+    fn ioctl(
+        &self,
+        _opened: &Opened,
+        client: &Client,
+        cmd: u32,
+        arg: u64,
+    ) -> (Result<(), Errno>, Option<Install>) {
+        CURRENT.set(Some(Current {
+            client: *client,
+            retrieved: None,
+            install: None,
+        }));
+        let function = black_box(luo_ioctl as extern "C" fn(_, _, _) -> _);
+        let result = function(&raw const client.task, cmd, arg);
+        let install = CURRENT.take().and_then(|current| current.install);
+        (from_c(result as c_int), install)
+    }
+
+    fn reboot(&self, caller: &Task) -> Result<(), Errno> {
+        let function = black_box(__x64_sys_reboot as extern "C" fn(_) -> _);
+        from_c(function(&raw const *caller) as c_int)
+    }
+
+    fn liveupdate_reboot(&self) -> Result<(), Errno> {
+        from_c(black_box(liveupdate_reboot as extern "C" fn() -> c_int)())
+    }
+
+    fn machine_kexec(&self) {
+        black_box(machine_kexec as extern "C" fn(_))(ptr::null());
+    }
+
+    fn luo_startup(&self) {
+        black_box(luo_startup as extern "C" fn() -> c_int)();
+    }
+
+    /// From PREPARE on.
+    fn holds_size_of(&self, identity: (u64, u64)) -> bool {
+        core().outgoing().any(|(_, state, file)| {
+            matches!(state, State::Prepared | State::Frozen)
+                && file.kind() == FileKind::Memfd
+                && file.identity() == identity
+        })
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -131,7 +154,7 @@ fn with_current<T>(look: impl FnOnce(&mut Current) -> T) -> T {
 
 fn dispatch(cmd: u32, arg: u64) -> Result<(), Errno> {
     let client = with_current(|current| current.client);
-    let mut argument = Argument::read(&client, cmd, arg)?;
+    let mut argument = Argument::read(&client, &v3::COMMANDS, |_| true, cmd, arg)?;
     match cmd {
         v3::FD_PRESERVE => fd_preserve(&client, &argument),
         v3::FD_UNPRESERVE => {
@@ -201,8 +224,10 @@ fn fd_restore(client: &Client, argument: Argument) -> Result<(), Errno> {
     let told = argument.write_back(client);
     // Patch 16 installs the descriptor first and leaves it there when the copy faults.
     if told.is_ok() || luo().quirks {
+        let retrieved = with_current(|current| current.retrieved.take());
+        let file = retrieved.ok_or(Errno::EIO)?.reopen()?;
         with_current(|current| {
-            current.install = current.retrieved.take().map(|file| Install {
+            current.install = Some(Install {
                 file,
                 tell: told.is_ok().then_some(argument),
             });
@@ -282,4 +307,12 @@ extern "C" fn machine_kexec(image: *const c_void) {
 extern "C" fn luo_startup() -> c_int {
     core().kexec();
     0
+}
+
+/// `long __x64_sys_reboot(const struct pt_regs *)`.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn __x64_sys_reboot(regs: *const Task) -> c_long {
+    black_box(regs);
+    c_long::from(to_c(reboot::kernel_kexec()))
 }
