@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 
-use super::{Include, Kernel, LIMIT, MEMORY, Outcome, Run, kernel, machine};
+use super::{Include, Kernel, LIMIT, MEMORY, Outcome, Run, kernel, machine, tests};
 use crate::{setup, sh};
 
 /// The lab itself failed: it could not be built or booted, or the guest died.
@@ -40,12 +40,18 @@ pub struct Args {
 enum Command {
     /// Build the lab's kernel from Debian's newest source, unless it is there, and print where it is.
     Kernel {
-        /// Build it though it is there.
+        /// Look for a newer source, though there is a kernel.
         #[arg(long)]
-        again: bool,
+        update: bool,
     },
     Run(RunArgs),
     Shell(ShellArgs),
+    /// Run the lab's tests, which `cargo xtask test` runs too: live updates, the kernel's selftests,
+    /// Debian's cloud kernel.
+    Test {
+        /// Only those whose name has this in it.
+        filter: Option<String>,
+    },
 }
 
 #[derive(clap::Args)]
@@ -136,8 +142,8 @@ impl Args {
 impl Command {
     fn run(self) -> Result<ExitCode> {
         match self {
-            Self::Kernel { again } => {
-                println!("{}", kernel::build(again)?.display());
+            Self::Kernel { update } => {
+                println!("{}", kernel::build(update)?.display());
                 Ok(ExitCode::SUCCESS)
             }
             Self::Run(args) => {
@@ -160,8 +166,31 @@ impl Command {
                 Ok(ExitCode::FAILURE)
             }
             Self::Shell(args) => args.run(),
+            Self::Test { filter } => test(&filter.unwrap_or_default()),
         }
     }
+}
+
+fn test(filter: &str) -> Result<ExitCode> {
+    if let Some(obstacle) = tests::obstacle()? {
+        bail!(obstacle);
+    }
+    machine::end_at_ctrl_c()?;
+    let mut failed = false;
+    for test in tests::ALL.iter().filter(|test| test.name.contains(filter)) {
+        match (test.run)() {
+            Ok(()) => println!("{} ... ok", test.name),
+            Err(error) => {
+                println!("{} ... FAILED\n{error:#}", test.name);
+                failed = true;
+            }
+        }
+    }
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 impl Guest {

@@ -77,13 +77,13 @@ impl Accelerator {
     /// The one to use: `LU_LAB_ACCEL`, else KVM if it truly runs `kernel`, else emulation. KVM is tried
     /// once in a run.
     pub fn choose(kernel: &Path) -> Result<Self> {
+        static CHOSEN: OnceLock<Accelerator> = OnceLock::new();
         match std::env::var("LU_LAB_ACCEL").as_deref() {
             Ok("kvm") => return Ok(Self::Kvm),
             Ok("tcg") => return Ok(Self::Tcg),
             Ok(other) => bail!("LU_LAB_ACCEL is kvm or tcg, not {other}"),
             Err(_) => {}
         }
-        static CHOSEN: OnceLock<Accelerator> = OnceLock::new();
         Ok(*CHOSEN.get_or_init(|| {
             if !Path::new("/dev/kvm").exists() {
                 return Self::Tcg;
