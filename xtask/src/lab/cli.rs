@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 
-use super::{Include, Kernel, LIMIT, MEMORY, Outcome, Run, kernel, machine, tests};
+use super::{Include, Kernel, LIMIT, MEMORY, Outcome, Run, image, kernel, machine, tests};
 use crate::{setup, sh};
 
 /// The lab itself failed: it could not be built or booted, or the guest died.
@@ -25,12 +25,26 @@ Environment:
   LU_LAB_ACCEL   tcg or kvm; without it KVM is used where it truly runs the kernel, else tcg
   LU_CACHE       where the kernel and tools are kept (default ~/.cache/lu)";
 
+const EXAMPLES: &str = "\
+Examples:
+  cargo xtask lab run --out /tmp/lab     the built-in scenario: sessions across a kexec
+  cargo xtask lab run --out /tmp/lab --single-boot --stage1 'lu doctor'
+  cargo xtask lab shell                  look around in a guest
+  cargo xtask lab test selftests         the kernel's selftests, with lu attached
+  cargo xtask lab kernel                 build the kernel beforehand (some 15 minutes)";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  cargo xtask lab run --out /tmp/lab
+  cargo xtask lab run --out /tmp/lab --include ./old-vmm --include ./new-vmm \\
+      --stage1 old-vmm --stage2 'new-vmm --check'
+  cargo xtask lab run --out /tmp/lab --single-boot --stage1 'lu doctor --json'
+  cargo xtask lab run --out /tmp/lab --kernel debian-cloud --single-boot \\
+      --append lsm=landlock,lockdown,yama,bpf --stage1 'lu doctor'";
+
 /// Virtual machines with a real orchestrator and a real kexec.
 #[derive(Parser)]
-#[command(
-    after_help = "Examples:\n  cargo xtask lab run --out /tmp/lab                     the built-in scenario: sessions across a kexec\n  cargo xtask lab run --out /tmp/lab --single-boot --stage1 'lu doctor'\n  cargo xtask lab shell                                  look around in a guest\n  cargo xtask lab kernel                                 build the kernel beforehand (some 20 minutes)",
-    after_long_help = format!("Examples:\n  cargo xtask lab run --out /tmp/lab                     the built-in scenario: sessions across a kexec\n  cargo xtask lab run --out /tmp/lab --single-boot --stage1 'lu doctor'\n  cargo xtask lab shell                                  look around in a guest\n  cargo xtask lab kernel                                 build the kernel beforehand (some 20 minutes)\n\n{EXIT_STATUS}")
-)]
+#[command(after_help = format!("{EXAMPLES}\n\n{EXIT_STATUS}"))]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -90,10 +104,7 @@ struct Guest {
 /// In the folder: status.json (how it went, each step with its time), report.json, trace.jsonl, console.log,
 /// stageN.out and stageN.err, lu-run-N.err, and whatever the guest's programs write into /out.
 #[derive(clap::Args)]
-#[command(
-    after_help = "Examples:\n  cargo xtask lab run --out /tmp/lab\n  cargo xtask lab run --out /tmp/lab --include ./old-vmm --include ./new-vmm --stage1 old-vmm --stage2 'new-vmm --check'\n  cargo xtask lab run --out /tmp/lab --single-boot --stage1 'lu doctor --json'\n  cargo xtask lab run --out /tmp/lab --kernel debian-cloud --without-lu --single-boot --stage1 'lu doctor'",
-    after_long_help = format!("Examples:\n  cargo xtask lab run --out /tmp/lab\n  cargo xtask lab run --out /tmp/lab --include ./old-vmm --include ./new-vmm --stage1 old-vmm --stage2 'new-vmm --check'\n  cargo xtask lab run --out /tmp/lab --single-boot --stage1 'lu doctor --json'\n\n{EXIT_STATUS}")
-)]
+#[command(after_help = format!("{RUN_EXAMPLES}\n\n{EXIT_STATUS}"))]
 struct RunArgs {
     /// What to run before the kexec.
     #[arg(long, value_name = "COMMAND")]
@@ -258,6 +269,12 @@ impl ShellArgs {
         let Some(busybox) = sh::find("busybox") else {
             bail!("no busybox in PATH");
         };
+        if image::needs_loader(&busybox)? {
+            bail!(
+                "{} is linked to libraries, which the guest has not: install Debian's busybox-static",
+                busybox.display()
+            );
+        }
         sh::say("lab: Ctrl-A X ends the machine");
         run.shell(&busybox)?;
         Ok(ExitCode::SUCCESS)

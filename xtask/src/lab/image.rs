@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use cpio::NewcBuilder;
 use cpio::newc::{ModeFileType, trailer};
+use object::Object as _;
 
 use super::protocol::{INITRD, KERNEL, PLAN, Plan};
 
@@ -59,6 +60,13 @@ impl std::str::FromStr for Include {
             guest: guest.into(),
         })
     }
+}
+
+/// Whether a file is a program that only starts beside a loader and libraries, of which the guest has none.
+pub fn needs_loader(path: &Path) -> Result<bool> {
+    let bytes = read(path)?;
+    Ok(object::File::parse(bytes.as_slice())
+        .is_ok_and(|program| program.section_by_name(".interp").is_some()))
 }
 
 /// Writes the initramfs.

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -12,13 +13,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 
 use super::protocol::{DISK_IN, DISKS_OUT, Step};
 use crate::sh;
 
-/// What both kernels are told: where the console is; to end at once, so that QEMU ends, where they die; and
+/// What both kernels are told: where the console is, and to put times on it; to end at once, so that QEMU ends, where they die; and
 /// to hand memory over.
-const COMMAND_LINE: &str = "console=ttyS0 panic=-1 oops=panic liveupdate=on kho=on";
+const COMMAND_LINE: &str = "console=ttyS0 printk.time=1 panic=-1 oops=panic liveupdate=on kho=on";
 
 /// How long a kernel under KVM may be silent while it comes up.
 const PROBE: Duration = Duration::from_secs(3);
@@ -35,16 +38,16 @@ const POWER_OFF: Duration = Duration::from_secs(20);
 /// Lines of the console that are shown when the guest dies.
 const TAIL: usize = 30;
 
-/// What a kernel says when it dies or hangs.
-const DEATHS: [&str; 8] = [
-    "Kernel panic - not syncing",
-    "BUG: ",
-    "kernel BUG at",
-    "Oops: ",
-    "general protection fault",
-    "soft lockup",
-    "rcu: INFO: rcu_",
-    "blocked for more than",
+/// How a line begins by which a kernel says that it dies or hangs, and what must be in it too.
+const DEATHS: [(&str, &str); 8] = [
+    ("Kernel panic - not syncing", ""),
+    ("BUG: ", ""),
+    ("kernel BUG at ", ""),
+    ("Oops: ", ""),
+    ("general protection fault", ""),
+    ("watchdog: BUG: soft lockup", ""),
+    ("rcu: INFO: rcu_", "stall"),
+    ("INFO: task ", "blocked for more than"),
 ];
 
 /// Set by Ctrl-C.
@@ -158,6 +161,11 @@ struct Qemu(Child);
 
 impl Qemu {
     fn start(command: &mut Command) -> Result<Self> {
+        // However this process ends, QEMU ends with it.
+        // SAFETY: between fork and exec this makes one system call, and touches no memory.
+        unsafe {
+            command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?));
+        }
         command
             .spawn()
             .map(Self)
@@ -195,6 +203,8 @@ pub struct Machine<'a> {
 pub struct Death {
     /// In a line.
     pub what: String,
+    /// Whether the guest's kernel said so itself.
+    pub told: bool,
     /// The end of the console.
     pub console: String,
 }
@@ -299,7 +309,7 @@ impl Machine<'_> {
                     return Ok(None);
                 }
                 let complaints = complaints.join().unwrap_or_default();
-                let what = watch.dying.take().map_or_else(
+                let what = watch.dying.as_ref().map_or_else(
                     || match complaints.trim() {
                         "" => format!("QEMU ended ({status}) before the guest was done"),
                         complaint => format!("QEMU ended ({status}): {complaint}"),
@@ -374,16 +384,25 @@ impl Watch {
         let from = self.console.len().saturating_sub(TAIL);
         Death {
             what,
+            told: self.dying.is_some(),
             console: self.console[from..].join("\n"),
         }
     }
 }
 
-/// Whether a line of the console says that the kernel dies or hangs. Only the kernel's own lines count,
-/// which begin with their time.
+/// Whether a line of the console says that the kernel dies or hangs. Its time may stand before it.
 fn is_death(line: &str) -> bool {
     let line = line.trim_start();
-    line.starts_with('[') && DEATHS.iter().any(|sign| line.contains(sign))
+    let text = match line
+        .strip_prefix('[')
+        .and_then(|rest| rest.split_once("] "))
+    {
+        Some((_, text)) => text,
+        None => line,
+    };
+    DEATHS
+        .iter()
+        .any(|(begins, has)| text.starts_with(begins) && text.contains(has))
 }
 
 fn copy_console(from: impl std::io::Read, mut log: File, events: &Sender<Event>) {
@@ -424,6 +443,8 @@ mod tests {
         assert!(is_death(
             "[  242.1] INFO: task stage2:77 blocked for more than 120 seconds."
         ));
+        assert!(is_death("Kernel panic - not syncing: without a time"));
+        assert!(!is_death("[    1.0] INFO: task scheduler: none"));
         assert!(!is_death("stage 1 prints: Kernel panic - not syncing"));
         assert!(!is_death("[    0.000000] Linux version 7.3.0"));
     }

@@ -227,8 +227,8 @@ impl Run {
         self.write_status(&record, lab.as_deref(), took)?;
         if let Some(death) = death? {
             return Ok(Attempt::Died {
+                before_init: death.told && record.releases.is_empty(),
                 death,
-                before_init: record.releases.is_empty(),
             });
         }
         if let Some(broken) = record.broken {
@@ -262,6 +262,14 @@ impl Run {
             "{:?} is no amount of memory",
             self.memory
         );
+        for include in &self.includes {
+            if image::needs_loader(&include.host)? {
+                sh::say(&format!(
+                    "lab: {} is linked to libraries, and starts only if they are included; better link it statically",
+                    include.host.display()
+                ));
+            }
+        }
         let mut includes = self.includes.clone();
         if self.with_lu {
             includes.push(Include::program(&build::lu_static()?)?);
@@ -341,7 +349,7 @@ enum Attempt {
     /// The guest died, or was not done in time.
     Died {
         death: Death,
-        /// Before init told its first step.
+        /// Its kernel died before init told its first step.
         before_init: bool,
     },
 }

@@ -198,8 +198,18 @@ impl Guest {
         };
         let mut command = Command::new(program);
         command.args(arguments);
-        let pid = Programs::start_into(command, &format!("stage{stage}"))
-            .with_context(|| format!("stage {stage}: {program} does not start"))?;
+        let pid = match Programs::start_into(command, &format!("stage{stage}")) {
+            Ok(pid) => pid,
+            Err(error) => {
+                tell_on_port(&Step::Note {
+                    text: format!("{error:#}"),
+                })?;
+                // What a shell says of a command that it cannot start.
+                let status = Status::Exited(127);
+                tell_on_port(&Step::Ended { stage, status })?;
+                return Ok(false);
+            }
+        };
         tell_on_port(&Step::Started { stage })?;
         let status = self
             .wait_for(pid, None)?
