@@ -76,7 +76,7 @@ struct Guest {
     /// A file for the guest: a program lands in /bin, unless its place is told. Repeatable.
     #[arg(long, value_name = "FILE[=/PATH]", value_parser = |text: &str| text.parse::<Include>())]
     include: Vec<Include>,
-    /// The guest's memory; with 1G kexec finds no room.
+    /// The guest's memory. kexec needs room for the next kernel in it.
     #[arg(long, value_name = "SIZE", default_value = MEMORY)]
     memory: String,
     /// More for the kernels' command lines.
@@ -107,11 +107,11 @@ struct Guest {
 #[command(after_help = format!("{RUN_EXAMPLES}\n\n{EXIT_STATUS}"))]
 struct RunArgs {
     /// What to run before the kexec.
-    #[arg(long, value_name = "COMMAND")]
-    stage1: Option<String>,
+    #[arg(long, value_name = "COMMAND", value_parser = words)]
+    stage1: Option<Words>,
     /// What to run after it.
-    #[arg(long, value_name = "COMMAND", conflicts_with = "single_boot")]
-    stage2: Option<String>,
+    #[arg(long, value_name = "COMMAND", value_parser = words, conflicts_with = "single_boot")]
+    stage2: Option<Words>,
     /// Stage 1 only, and no kexec.
     #[arg(long, requires = "stage1")]
     single_boot: bool,
@@ -232,18 +232,20 @@ impl Guest {
     }
 }
 
+/// A command, split.
+#[derive(Clone)]
+struct Words(Vec<String>);
+
+fn words(command: &str) -> Result<Words> {
+    shlex::split(command)
+        .filter(|words| !words.is_empty())
+        .map(Words)
+        .context("a quote is open, or there is nothing")
+}
+
 impl RunArgs {
     fn run(self) -> Result<Outcome> {
-        let words = |command: Option<String>| {
-            command
-                .map(|command| {
-                    shlex::split(&command)
-                        .filter(|words| !words.is_empty())
-                        .with_context(|| format!("{command:?} is no command"))
-                })
-                .transpose()
-        };
-        let stages = [words(self.stage1)?, words(self.stage2)?];
+        let stages = [self.stage1, self.stage2].map(|stage| stage.map(|words| words.0));
         machine::end_at_ctrl_c()?;
         let mut run = self.guest.into_run(self.out, |kernel, out| {
             if stages.iter().all(Option::is_none) {

@@ -27,7 +27,7 @@ use protocol::{DISKS_OUT, Plan, Status, Step};
 
 use crate::{build, sh};
 
-/// A guest's memory unless told otherwise: with half of it kexec finds no room for the next kernel.
+/// A guest's memory unless told otherwise: the next kernel must find room beside what is preserved.
 pub const MEMORY: &str = "2G";
 
 /// How long a run may take unless told otherwise.
