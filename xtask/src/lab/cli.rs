@@ -188,7 +188,15 @@ fn test(filter: &str) -> Result<ExitCode> {
     }
     machine::end_at_ctrl_c()?;
     let mut failed = false;
-    for test in tests::ALL.iter().filter(|test| test.name.contains(filter)) {
+    let tests: Vec<&tests::Test> = tests::ALL
+        .iter()
+        .filter(|test| test.name.contains(filter))
+        .collect();
+    ensure!(
+        !tests.is_empty(),
+        "no test of the lab has {filter:?} in its name"
+    );
+    for test in tests {
         match (test.run)() {
             Ok(()) => println!("{} ... ok", test.name),
             Err(error) => {

@@ -37,6 +37,9 @@ pub fn ensure() -> Result<Kernel> {
 fn fetch() -> Result<PathBuf> {
     setup::ensure(setup::For::LabKernel)?;
     let _lock = sh::lock(&kernel::cache()?.join("debian-cloud.lock"))?;
+    if let Some(folder) = kernel::newest_cached("debian-cloud-", "")? {
+        return Ok(folder);
+    }
     let archive = Archive::open()?;
     let offer = newest(&archive)?;
     let scratch = sh::Scratch::new("debian-cloud")?;
@@ -54,9 +57,7 @@ fn fetch() -> Result<PathBuf> {
     )?;
     Modules::new(&package, release)?.collect(&whole.join(MODULES))?;
     let place = kernel::cache()?.join(format!("debian-cloud-{}", offer.version));
-    if !place.is_dir() {
-        fs::rename(&whole, &place)?;
-    }
+    fs::rename(&whole, &place)?;
     Ok(place)
 }
 

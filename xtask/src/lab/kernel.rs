@@ -54,6 +54,11 @@ pub fn ensure() -> Result<PathBuf> {
     build(false)
 }
 
+/// Held by whoever builds from the kernel's source.
+pub fn lock() -> Result<File> {
+    sh::lock(&cache()?.join("kernel.lock"))
+}
+
 /// Whether there is a kernel, or the means to build one.
 pub fn is_at_hand() -> Result<bool> {
     Ok(std::env::var_os("LU_LAB_KERNEL").is_some()
@@ -127,7 +132,7 @@ pub fn build(update: bool) -> Result<PathBuf> {
     );
     setup::ensure(setup::For::LabKernel)?;
     // One build at a time: the second to come finds it done.
-    let _lock = sh::lock(&cache()?.join("kernel.lock"))?;
+    let _lock = lock()?;
     if let Some(kernel) = cached()?.filter(|_| !update) {
         return Ok(kernel);
     }

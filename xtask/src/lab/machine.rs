@@ -156,6 +156,11 @@ fn qemu(accelerator: Accelerator) -> Command {
     command
 }
 
+/// A path among QEMU's options: a comma in it is doubled, or it would begin another option.
+fn escaped(path: &Path) -> String {
+    path.to_string_lossy().replace(',', ",,")
+}
+
 /// A QEMU that goes when this is dropped.
 struct Qemu(Child);
 
@@ -233,8 +238,7 @@ impl Machine<'_> {
                 .map(|(name, path)| (name, path.as_path(), "off")),
         );
         for (name, path, readonly) in disks {
-            // A comma in a file's name is doubled, or QEMU would see another option.
-            let path = path.to_string_lossy().replace(',', ",,");
+            let path = escaped(path);
             command
                 .arg("-drive")
                 .arg(format!(
@@ -263,7 +267,7 @@ impl Machine<'_> {
         let socket = scratch.join("steps");
         let listener = UnixListener::bind(&socket)
             .with_context(|| format!("cannot listen at {}", socket.display()))?;
-        let mut command = self.command(&format!("socket,id=steps,path={}", socket.display()));
+        let mut command = self.command(&format!("socket,id=steps,path={}", escaped(&socket)));
         command
             .args(["-chardev", "stdio,id=console,signal=off"])
             .args(["-serial", "chardev:console", "-serial", "chardev:steps"])

@@ -43,7 +43,7 @@ const DISK_SIZE: u64 = 4 << 30;
 const ATTEMPTS: u32 = 4;
 
 /// What a run leaves in its folder under names that are known before, beside what stages write.
-const LEFT: [&str; 16] = [
+const LEFT: [&str; 14] = [
     "status.json",
     "console.log",
     "report.json",
@@ -58,8 +58,6 @@ const LEFT: [&str; 16] = [
     "lu-run-2.err",
     "lu-report.err",
     "lu-trace.err",
-    "lu-report.out",
-    "lu-trace.out",
 ];
 
 /// A kernel with the modules that init must load, in this order.
@@ -213,10 +211,7 @@ impl Run {
             |step| record.take(step),
         );
         // Whatever has happened, what was brought out helps to understand it.
-        let extracted = image
-            .disks_out
-            .iter()
-            .try_for_each(|disk| image::extract(disk, &self.out));
+        let extracted = image::extract(&image.disks_out, &self.out);
         let took = start.elapsed();
         let lab = match &death {
             Err(error) => Some(format!("{error:#}")),
@@ -487,4 +482,59 @@ fn say(start: Instant, text: &str) {
         "lab: {:6.2} s  {text}",
         start.elapsed().as_secs_f64()
     ));
+}
+
+#[cfg(test)]
+mod unit {
+    use super::*;
+
+    fn after(steps: &[Step]) -> Record {
+        let mut record = Record::new(Instant::now());
+        for step in steps {
+            record.take(step);
+        }
+        record
+    }
+
+    fn booted(boot: usize) -> Step {
+        Step::Booted {
+            boot,
+            release: "7.3.0".into(),
+        }
+    }
+
+    #[test]
+    fn a_stage_that_makes_the_jump_itself_is_told_from_one_that_was_cut() {
+        let started = Step::Started { stage: 1 };
+        assert_eq!(after(&[booted(1), started]).stages[0], StageEnd::Cut);
+        let started = Step::Started { stage: 1 };
+        let jumped = after(&[booted(1), started, booted(2)]);
+        assert_eq!(jumped.stages, [StageEnd::Jumped, StageEnd::NotRun]);
+        assert!(jumped.failures.is_empty());
+        assert_eq!(jumped.releases.len(), 2);
+    }
+
+    #[test]
+    fn a_report_that_fails_counts_where_there_was_a_live_update() {
+        let kernel = Kernel {
+            image: PathBuf::new(),
+            modules: Vec::new(),
+        };
+        let mut run = Run::new(kernel, PathBuf::new());
+        let failed = |command: &str| Step::Lu {
+            command: command.into(),
+            status: Status::Exited(1),
+            said: String::new(),
+        };
+        let failures = |run: &Run, command: &str| {
+            let mut record = after(&[failed(command)]);
+            record.judge(run);
+            record.failures.len()
+        };
+        assert_eq!(failures(&run, "report"), 1);
+        assert_eq!(failures(&run, "run"), 1);
+        run.single_boot = true;
+        assert_eq!(failures(&run, "report"), 0);
+        assert_eq!(failures(&run, "run"), 1);
+    }
 }
