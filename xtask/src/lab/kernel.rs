@@ -242,16 +242,19 @@ impl Source {
 
 /// Runs a step of the build; where it fails, the end of its log is shown.
 pub fn logged(command: &mut Command, log: &Path) -> Result<()> {
-    sh::run(command).with_context(|| {
-        let text = fs::read(log).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let lines: Vec<&str> = text.lines().collect();
-        format!(
-            "the end of {}:\n{}",
-            log.display(),
-            lines[lines.len().saturating_sub(TAIL)..].join("\n")
-        )
-    })
+    sh::run(command).with_context(|| tail(log))
+}
+
+/// The end of a log, for people.
+fn tail(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    format!(
+        "the end of {}:\n{}",
+        log.display(),
+        lines[lines.len().saturating_sub(TAIL)..].join("\n")
+    )
 }
 
 fn configure(source: &Source, out: &Path, log: &Path) -> Result<()> {
@@ -304,10 +307,7 @@ fn compile(source: &Source, out: &Path, log: &Path) -> Result<()> {
             if status.success() {
                 break;
             }
-            let mut failed = Command::new("false");
-            logged(&mut failed, log)
-                .with_context(|| format!("the kernel does not build: {status}"))?;
-            bail!("the kernel does not build: {status}");
+            bail!("the kernel does not build ({status}); {}", tail(log));
         }
         if told.elapsed() >= PROGRESS {
             told = Instant::now();
