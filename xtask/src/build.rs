@@ -41,6 +41,11 @@ pub fn lab_scenario() -> Result<PathBuf> {
     linked_statically("lu-user", &["--example", "sessions"], "sessions")
 }
 
+/// The demo's clients, for a guest.
+pub fn static_demo() -> Result<PathBuf> {
+    linked_statically("lu-user", &["--example", "demo"], "demo")
+}
+
 /// PID 1 of the lab's guest.
 pub fn lab_init() -> Result<PathBuf> {
     linked_statically("xtask", &["--bin", "lab-init"], "lab-init")

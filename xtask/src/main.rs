@@ -56,12 +56,8 @@ enum Bench {
 }
 
 fn main() -> ExitCode {
-    let done = match Args::parse().command {
-        Command::Lab(args) => return args.run(),
-        command => run(command),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
+    match run(Args::parse().command) {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("Error: {error:?}");
             ExitCode::FAILURE
@@ -69,28 +65,27 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(command: Command) -> Result<()> {
+fn run(command: Command) -> Result<ExitCode> {
     match command {
-        Command::Setup => setup::ensure(setup::For::Build),
+        Command::Setup => setup::ensure(setup::For::Build)?,
         Command::Build => {
             setup::ensure(setup::For::Build)?;
             println!("{}", build::lu()?.display());
-            Ok(())
         }
         Command::Demo { json } => {
             setup::ensure(setup::For::Build)?;
             let (lu, example) = build::demo()?;
-            demo::run(&lu, &example, json)
+            demo::run(&lu, &example, json)?;
         }
         Command::Test { no_skips } => {
             setup::ensure(setup::For::Test)?;
-            test::run(no_skips)
+            test::run(no_skips)?;
         }
         Command::Bench(Bench::Startup) => {
             setup::ensure(setup::For::Bench)?;
-            bench::startup(&build::lu()?)
+            bench::startup(&build::lu()?)?;
         }
-        // Its exit status has more to say.
-        Command::Lab(_) => unreachable!("handled in main"),
+        Command::Lab(args) => return Ok(args.run()),
     }
+    Ok(ExitCode::SUCCESS)
 }

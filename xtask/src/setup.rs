@@ -123,7 +123,7 @@ const PROGRAMS: [Program; 12] = [
     Program {
         name: "xz",
         package: "xz-utils",
-        why: "unpacks the kernel's source and Debian's modules",
+        why: "unpacks the source of the lab's kernel, and Debian's modules",
         wanted: &[For::LabKernel],
     },
     Program {
@@ -151,11 +151,28 @@ pub fn tools() -> Result<PathBuf> {
     Ok(sh::cache()?.join(format!("tools-{}", rustc_field("release")?)))
 }
 
-fn programs(purpose: For) -> Result<()> {
-    let missing: Vec<&Program> = PROGRAMS
+fn missing(purpose: For) -> Vec<&'static Program> {
+    PROGRAMS
         .iter()
         .filter(|program| program.wanted.contains(&purpose) && !program.is_here())
-        .collect();
+        .collect()
+}
+
+/// Programs that `purpose` needs, that are not here, and that cannot be installed from here.
+pub fn lacks(purpose: For) -> Result<Vec<&'static str>> {
+    let missing = missing(purpose);
+    if missing.is_empty() || can_install()? {
+        return Ok(Vec::new());
+    }
+    Ok(missing.iter().map(|program| program.name).collect())
+}
+
+fn can_install() -> Result<bool> {
+    Ok(sh::found("apt-get") && is_root()?)
+}
+
+fn programs(purpose: For) -> Result<()> {
+    let missing = missing(purpose);
     if missing.is_empty() {
         return Ok(());
     }
@@ -167,7 +184,7 @@ fn programs(purpose: For) -> Result<()> {
         sh::say(&format!("{} is missing; it {}", program.name, program.why));
     }
     let line = format!("apt-get install --yes {}", packages.join(" "));
-    if !(sh::found("apt-get") && is_root()?) {
+    if !can_install()? {
         bail!(
             "install these programs and run this again: {}\n  on Debian, as root: {line}",
             missing

@@ -1,4 +1,5 @@
-//! Every check: formatting, lints, unit and property tests, the tests against this machine, the demo.
+//! Every check: formatting, lints, unit and property tests, the tests against this machine, the demo,
+//! and live updates in the lab's virtual machines.
 
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
@@ -6,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{build, demo, sh};
+use crate::{build, demo, lab, sh};
 
 /// What all runners together said.
 #[derive(Default)]
@@ -14,6 +15,35 @@ struct Tally {
     passed: u64,
     failed: u64,
     skipped: u64,
+    /// The steps that failed.
+    failures: Vec<&'static str>,
+}
+
+impl Tally {
+    /// Runs a step and prints a line for it.
+    fn step(&mut self, name: &'static str, run: impl FnOnce(&mut Self) -> Result<()>) {
+        sh::say(name);
+        let start = Instant::now();
+        let result = run(self);
+        let seconds = start.elapsed().as_secs();
+        match result {
+            Ok(()) => {
+                self.passed += 1;
+                println!("step {name} ... ok ({seconds} s)");
+            }
+            Err(error) => {
+                self.failed += 1;
+                println!("step {name} ... FAILED ({seconds} s)\n{error:#}");
+                self.failures.push(name);
+            }
+        }
+    }
+
+    /// A step that cannot run here.
+    fn skip(&mut self, name: &str, why: &str) {
+        self.skipped += 1;
+        println!("step {name} ... skipped: {why}");
+    }
 }
 
 /// Runs all; prints a line for each step and a last one that counts.
@@ -21,40 +51,28 @@ struct Tally {
 /// With `no_skips` (in CI) a test that cannot run here is a failure.
 pub fn run(no_skips: bool) -> Result<()> {
     let mut tally = Tally::default();
-    let mut failures = Vec::new();
-    let mut step = |name: &'static str, run: &mut dyn FnMut(&mut Tally) -> Result<()>| {
-        sh::say(name);
-        let start = Instant::now();
-        let result = run(&mut tally);
-        let seconds = start.elapsed().as_secs();
-        match result {
-            Ok(()) => {
-                tally.passed += 1;
-                println!("step {name} ... ok ({seconds} s)");
-            }
-            Err(error) => {
-                tally.failed += 1;
-                println!("step {name} ... FAILED ({seconds} s)\n{error:#}");
-                failures.push(name);
-            }
-        }
-    };
-    step("formatting", &mut |_| {
+    tally.step("formatting", |_| {
         sh::run_quietly(build::cargo()?.args(["fmt", "--all", "--check"]))
     });
-    step("lints", &mut |_| {
+    tally.step("lints", |_| {
         sh::run_quietly(build::cargo()?.args(["clippy", "--all-targets", "--", "--deny=warnings"]))
     });
-    step("lints of the BPF programs", &mut |_| {
+    tally.step("lints of the BPF programs", |_| {
         sh::run_quietly(&mut build::bpf_clippy()?)
     });
-    step("tests", &mut |tally| {
+    tally.step("tests", |tally| {
         cargo_test(build::cargo()?.args(["test", "--no-fail-fast"]), tally)
     });
-    step("demo", &mut |_| {
+    tally.step("demo", |_| {
         let (lu, example) = build::demo()?;
         demo::check(&lu, &example)
     });
+    for test in &lab::tests::ALL {
+        match lab::tests::obstacle()? {
+            None => tally.step(test.name, |_| (test.run)()),
+            Some(obstacle) => tally.skip(test.name, &obstacle),
+        }
+    }
     if no_skips && tally.skipped > 0 {
         println!("{} tests were skipped, and here none may be", tally.skipped);
         tally.failed += tally.skipped;
@@ -64,7 +82,7 @@ pub fn run(no_skips: bool) -> Result<()> {
         tally.passed, tally.failed, tally.skipped
     );
     if tally.failed > 0 {
-        bail!("not everything passed: {}", failures.join(", "));
+        bail!("not everything passed: {}", tally.failures.join(", "));
     }
     Ok(())
 }

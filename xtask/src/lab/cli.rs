@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail, ensure};
 use clap::{Parser, Subcommand};
 
-use super::{Include, Kernel, LIMIT, MEMORY, Outcome, Run, kernel, machine};
+use super::{Include, Kernel, LIMIT, MEMORY, Outcome, Run, image, kernel, machine, tests};
 use crate::{setup, sh};
 
 /// The lab itself failed: it could not be built or booted, or the guest died.
@@ -25,12 +25,26 @@ Environment:
   LU_LAB_ACCEL   tcg or kvm; without it KVM is used where it truly runs the kernel, else tcg
   LU_CACHE       where the kernel and tools are kept (default ~/.cache/lu)";
 
+const EXAMPLES: &str = "\
+Examples:
+  cargo xtask lab run --out /tmp/lab     the built-in scenario: sessions across a kexec
+  cargo xtask lab run --out /tmp/lab --single-boot --stage1 'lu doctor'
+  cargo xtask lab shell                  look around in a guest
+  cargo xtask lab test selftests         the kernel's selftests, with lu attached
+  cargo xtask lab kernel                 build the kernel beforehand (some 15 minutes)";
+
+const RUN_EXAMPLES: &str = "\
+Examples:
+  cargo xtask lab run --out /tmp/lab
+  cargo xtask lab run --out /tmp/lab --include ./old-vmm --include ./new-vmm \\
+      --stage1 old-vmm --stage2 'new-vmm --check'
+  cargo xtask lab run --out /tmp/lab --single-boot --stage1 'lu doctor --json'
+  cargo xtask lab run --out /tmp/lab --kernel debian-cloud --single-boot \\
+      --append lsm=landlock,lockdown,yama,bpf --stage1 'lu doctor'";
+
 /// Virtual machines with a real orchestrator and a real kexec.
 #[derive(Parser)]
-#[command(
-    after_help = "Examples:\n  cargo xtask lab run --out /tmp/lab                     the built-in scenario: sessions across a kexec\n  cargo xtask lab run --out /tmp/lab --single-boot --stage1 'lu doctor'\n  cargo xtask lab shell                                  look around in a guest\n  cargo xtask lab kernel                                 build the kernel beforehand (some 20 minutes)",
-    after_long_help = format!("Examples:\n  cargo xtask lab run --out /tmp/lab                     the built-in scenario: sessions across a kexec\n  cargo xtask lab run --out /tmp/lab --single-boot --stage1 'lu doctor'\n  cargo xtask lab shell                                  look around in a guest\n  cargo xtask lab kernel                                 build the kernel beforehand (some 20 minutes)\n\n{EXIT_STATUS}")
-)]
+#[command(after_help = format!("{EXAMPLES}\n\n{EXIT_STATUS}"))]
 pub struct Args {
     #[command(subcommand)]
     command: Command,
@@ -40,12 +54,18 @@ pub struct Args {
 enum Command {
     /// Build the lab's kernel from Debian's newest source, unless it is there, and print where it is.
     Kernel {
-        /// Build it though it is there.
+        /// Look for a newer source, though there is a kernel.
         #[arg(long)]
-        again: bool,
+        update: bool,
     },
     Run(RunArgs),
     Shell(ShellArgs),
+    /// Run the lab's tests, which `cargo xtask test` runs too: live updates, the kernel's selftests,
+    /// Debian's cloud kernel.
+    Test {
+        /// Only those whose name has this in it.
+        filter: Option<String>,
+    },
 }
 
 #[derive(clap::Args)]
@@ -56,7 +76,7 @@ struct Guest {
     /// A file for the guest: a program lands in /bin, unless its place is told. Repeatable.
     #[arg(long, value_name = "FILE[=/PATH]", value_parser = |text: &str| text.parse::<Include>())]
     include: Vec<Include>,
-    /// The guest's memory; with 1G kexec finds no room.
+    /// The guest's memory. kexec needs room for the next kernel in it.
     #[arg(long, value_name = "SIZE", default_value = MEMORY)]
     memory: String,
     /// More for the kernels' command lines.
@@ -84,17 +104,14 @@ struct Guest {
 /// In the folder: status.json (how it went, each step with its time), report.json, trace.jsonl, console.log,
 /// stageN.out and stageN.err, lu-run-N.err, and whatever the guest's programs write into /out.
 #[derive(clap::Args)]
-#[command(
-    after_help = "Examples:\n  cargo xtask lab run --out /tmp/lab\n  cargo xtask lab run --out /tmp/lab --include ./old-vmm --include ./new-vmm --stage1 old-vmm --stage2 'new-vmm --check'\n  cargo xtask lab run --out /tmp/lab --single-boot --stage1 'lu doctor --json'\n  cargo xtask lab run --out /tmp/lab --kernel debian-cloud --without-lu --single-boot --stage1 'lu doctor'",
-    after_long_help = format!("Examples:\n  cargo xtask lab run --out /tmp/lab\n  cargo xtask lab run --out /tmp/lab --include ./old-vmm --include ./new-vmm --stage1 old-vmm --stage2 'new-vmm --check'\n  cargo xtask lab run --out /tmp/lab --single-boot --stage1 'lu doctor --json'\n\n{EXIT_STATUS}")
-)]
+#[command(after_help = format!("{RUN_EXAMPLES}\n\n{EXIT_STATUS}"))]
 struct RunArgs {
     /// What to run before the kexec.
-    #[arg(long, value_name = "COMMAND")]
-    stage1: Option<String>,
+    #[arg(long, value_name = "COMMAND", value_parser = words)]
+    stage1: Option<Words>,
     /// What to run after it.
-    #[arg(long, value_name = "COMMAND", conflicts_with = "single_boot")]
-    stage2: Option<String>,
+    #[arg(long, value_name = "COMMAND", value_parser = words, conflicts_with = "single_boot")]
+    stage2: Option<Words>,
     /// Stage 1 only, and no kexec.
     #[arg(long, requires = "stage1")]
     single_boot: bool,
@@ -136,8 +153,8 @@ impl Args {
 impl Command {
     fn run(self) -> Result<ExitCode> {
         match self {
-            Self::Kernel { again } => {
-                println!("{}", kernel::build(again)?.display());
+            Self::Kernel { update } => {
+                println!("{}", kernel::build(update)?.display());
                 Ok(ExitCode::SUCCESS)
             }
             Self::Run(args) => {
@@ -160,8 +177,39 @@ impl Command {
                 Ok(ExitCode::FAILURE)
             }
             Self::Shell(args) => args.run(),
+            Self::Test { filter } => test(&filter.unwrap_or_default()),
         }
     }
+}
+
+fn test(filter: &str) -> Result<ExitCode> {
+    if let Some(obstacle) = tests::obstacle()? {
+        bail!(obstacle);
+    }
+    machine::end_at_ctrl_c()?;
+    let mut failed = false;
+    let tests: Vec<&tests::Test> = tests::ALL
+        .iter()
+        .filter(|test| test.name.contains(filter))
+        .collect();
+    ensure!(
+        !tests.is_empty(),
+        "no test of the lab has {filter:?} in its name"
+    );
+    for test in tests {
+        match (test.run)() {
+            Ok(()) => println!("{} ... ok", test.name),
+            Err(error) => {
+                println!("{} ... FAILED\n{error:#}", test.name);
+                failed = true;
+            }
+        }
+    }
+    Ok(if failed {
+        ExitCode::FAILURE
+    } else {
+        ExitCode::SUCCESS
+    })
 }
 
 impl Guest {
@@ -192,18 +240,20 @@ impl Guest {
     }
 }
 
+/// A command, split.
+#[derive(Clone)]
+struct Words(Vec<String>);
+
+fn words(command: &str) -> Result<Words> {
+    shlex::split(command)
+        .filter(|words| !words.is_empty())
+        .map(Words)
+        .context("a quote is open, or there is nothing")
+}
+
 impl RunArgs {
     fn run(self) -> Result<Outcome> {
-        let words = |command: Option<String>| {
-            command
-                .map(|command| {
-                    shlex::split(&command)
-                        .filter(|words| !words.is_empty())
-                        .with_context(|| format!("{command:?} is no command"))
-                })
-                .transpose()
-        };
-        let stages = [words(self.stage1)?, words(self.stage2)?];
+        let stages = [self.stage1, self.stage2].map(|stage| stage.map(|words| words.0));
         machine::end_at_ctrl_c()?;
         let mut run = self.guest.into_run(self.out, |kernel, out| {
             if stages.iter().all(Option::is_none) {
@@ -229,6 +279,12 @@ impl ShellArgs {
         let Some(busybox) = sh::find("busybox") else {
             bail!("no busybox in PATH");
         };
+        if image::needs_loader(&busybox)? {
+            bail!(
+                "{} is linked to libraries, which the guest has not: install Debian's busybox-static",
+                busybox.display()
+            );
+        }
         sh::say("lab: Ctrl-A X ends the machine");
         run.shell(&busybox)?;
         Ok(ExitCode::SUCCESS)

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, ensure};
 use cpio::NewcBuilder;
 use cpio::newc::{ModeFileType, trailer};
+use object::Object as _;
 
 use super::protocol::{INITRD, KERNEL, PLAN, Plan};
 
@@ -59,6 +60,13 @@ impl std::str::FromStr for Include {
             guest: guest.into(),
         })
     }
+}
+
+/// Whether a file is a program that only starts beside a loader and libraries, of which the guest has none.
+pub fn needs_loader(path: &Path) -> Result<bool> {
+    let bytes = read(path)?;
+    Ok(object::File::parse(bytes.as_slice())
+        .is_ok_and(|program| program.section_by_name(".interp").is_some()))
 }
 
 /// Writes the initramfs.
@@ -158,24 +166,30 @@ pub fn empty_disk(path: &Path, size: u64) -> Result<()> {
     Ok(())
 }
 
-/// Writes the files of a disk that a guest filled into `folder`. An entry of a known name continues it.
-pub fn extract(disk: &Path, folder: &Path) -> Result<()> {
-    let mut archive = tar::Archive::new(File::open(disk)?);
-    for entry in archive.entries()? {
-        // The guest died while it wrote: what came before is whole.
-        let Ok(mut entry) = entry else { break };
-        let name = entry.path()?.into_owned();
-        // Only a plain name: what a guest says is no reason to write elsewhere.
-        ensure!(
-            name.file_name() == Some(name.as_os_str()),
-            "the guest brings out a file named {}",
-            name.display()
-        );
-        let mut file = File::options()
-            .create(true)
-            .append(true)
-            .open(folder.join(&name))?;
-        std::io::copy(&mut entry, &mut file)?;
+/// Writes the files of the disks that a guest filled into `folder`, over what is there. An entry of a name
+/// that came before, on an earlier disk too, continues that file.
+pub fn extract(disks: &[PathBuf], folder: &Path) -> Result<()> {
+    let mut begun = BTreeSet::new();
+    for disk in disks {
+        let mut archive = tar::Archive::new(File::open(disk)?);
+        for entry in archive.entries()? {
+            // The guest died while it wrote: what came before is whole.
+            let Ok(mut entry) = entry else { break };
+            let name = entry.path()?.into_owned();
+            // Only a plain name: what a guest says is no reason to write elsewhere.
+            ensure!(
+                name.file_name() == Some(name.as_os_str()),
+                "the guest brings out a file named {}",
+                name.display()
+            );
+            let path = folder.join(&name);
+            let mut file = if begun.insert(name) {
+                create(&path)?
+            } else {
+                File::options().append(true).open(&path)?
+            };
+            std::io::copy(&mut entry, &mut file)?;
+        }
     }
     Ok(())
 }
@@ -205,25 +219,46 @@ mod tests {
     }
 
     #[test]
-    fn pieces_of_a_file_come_out_as_one() {
+    fn pieces_of_a_file_come_out_as_one_over_what_an_earlier_run_left() {
         let folder = tempfile::tempdir().expect("a folder");
-        let disk = folder.path().join("disk");
         let out = folder.path().join("out");
         fs::create_dir(&out).expect("created");
+        fs::write(out.join("a"), "stale").expect("written");
+        let disks: Vec<PathBuf> = ["one", "two", "empty"]
+            .into_iter()
+            .map(|name| folder.path().join(name))
+            .collect();
+        for disk in &disks {
+            empty_disk(disk, 1 << 20).expect("an empty disk");
+        }
+        fill(&disks[0], &[("a", "one "), ("b", "other"), ("a", "two ")]);
+        fill(&disks[1], &[("a", "three")]);
+        extract(&disks, &out).expect("extracted");
+        assert_eq!(
+            fs::read_to_string(out.join("a")).expect("there"),
+            "one two three"
+        );
+        assert_eq!(fs::read_to_string(out.join("b")).expect("there"), "other");
+    }
+
+    #[test]
+    fn a_guest_writes_nowhere_else() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let disk = folder.path().join("disk");
         empty_disk(&disk, 1 << 20).expect("an empty disk");
-        extract(&disk, &out).expect("nothing in it");
-        let file = File::options().write(true).open(&disk).expect("opened");
+        fill(&disk, &[("deep/file", "x")]);
+        assert!(extract(&[disk], folder.path()).is_err());
+    }
+
+    fn fill(disk: &Path, pieces: &[(&str, &str)]) {
+        let file = File::options().write(true).open(disk).expect("opened");
         let mut archive = tar::Builder::new(file);
-        for (name, piece) in [("a", "one "), ("b", "other"), ("a", "two")] {
+        for (name, piece) in pieces {
             let mut header = tar::Header::new_gnu();
             header.set_size(piece.len() as u64);
             archive
                 .append_data(&mut header, name, piece.as_bytes())
                 .expect("appended");
         }
-        drop(archive);
-        extract(&disk, &out).expect("extracted");
-        assert_eq!(fs::read(out.join("a")).expect("there"), b"one two");
-        assert_eq!(fs::read(out.join("b")).expect("there"), b"other");
     }
 }

@@ -23,6 +23,9 @@ const ESSENTIAL: [&str; 3] = [
     "CONFIG_KEXEC_FILE=y",
 ];
 
+/// What make is asked for, and what it makes.
+const IMAGE: &str = "bzImage";
+
 /// The first release with the orchestrator.
 const FIRST: &str = "6.19~";
 
@@ -48,15 +51,28 @@ pub fn ensure() -> Result<PathBuf> {
         );
         return Ok(given);
     }
-    match cached()? {
-        Some(kernel) => Ok(kernel),
-        None => build(false),
-    }
+    build(false)
+}
+
+/// Held by whoever builds from the kernel's source.
+pub fn lock() -> Result<File> {
+    sh::lock(&cache()?.join("kernel.lock"))
+}
+
+/// Whether there is a kernel, or the means to build one.
+pub fn is_at_hand() -> Result<bool> {
+    Ok(std::env::var_os("LU_LAB_KERNEL").is_some()
+        || cached()?.is_some()
+        || (sh::found("apt-get") && setup::lacks(setup::For::LabKernel)?.is_empty()))
 }
 
 /// The newest kernel with this configuration that is there already.
 fn cached() -> Result<Option<PathBuf>> {
-    let ending = format!("-{}", key());
+    Ok(newest_cached("kernel-", &format!("-{}", key()))?.map(|folder| folder.join(IMAGE)))
+}
+
+/// Of the cache's folders whose names are `before`, a package's version and `after`: that of the newest.
+pub fn newest_cached(before: &str, after: &str) -> Result<Option<PathBuf>> {
     let mut newest: Option<(String, PathBuf)> = None;
     let Ok(entries) = fs::read_dir(cache()?) else {
         return Ok(None);
@@ -64,10 +80,10 @@ fn cached() -> Result<Option<PathBuf>> {
     for entry in entries {
         let entry = entry?;
         let name = entry.file_name().to_string_lossy().into_owned();
-        let Some(version) = name
-            .strip_prefix("kernel-")
-            .and_then(|rest| rest.strip_suffix(&ending))
-        else {
+        let version = name
+            .strip_prefix(before)
+            .and_then(|rest| rest.strip_suffix(after));
+        let Some(version) = version.filter(|_| entry.path().is_dir()) else {
             continue;
         };
         let newer = match &newest {
@@ -75,7 +91,7 @@ fn cached() -> Result<Option<PathBuf>> {
             Some((best, _)) => debian::compare(version, best)?.is_gt(),
         };
         if newer {
-            newest = Some((version.to_owned(), entry.path().join("bzImage")));
+            newest = Some((version.to_owned(), entry.path()));
         }
     }
     Ok(newest.map(|(_, path)| path))
@@ -104,23 +120,27 @@ fn options() -> impl Iterator<Item = &'static str> {
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
 }
 
-/// Builds the newest kernel, unless it is there already. With `again` it is built in any case.
-pub fn build(again: bool) -> Result<PathBuf> {
+/// The project's own kernel, built where there is none. With `update`, a newer source is looked for, and
+/// built where there is one.
+pub fn build(update: bool) -> Result<PathBuf> {
+    if let Some(kernel) = cached()?.filter(|_| !update) {
+        return Ok(kernel);
+    }
     ensure!(
         cfg!(target_arch = "x86_64"),
         "the lab's kernel is configured for x86-64; name another by LU_LAB_KERNEL"
     );
     setup::ensure(setup::For::LabKernel)?;
     // One build at a time: the second to come finds it done.
-    let _lock = sh::lock(&cache()?.join("kernel.lock"))?;
+    let _lock = lock()?;
+    if let Some(kernel) = cached()?.filter(|_| !update) {
+        return Ok(kernel);
+    }
     let archive = Archive::open()?;
     let offer = newest_source(&archive)?;
     let place = cache()?.join(format!("kernel-{}-{}", offer.version, key()));
     if place.is_dir() {
-        if !again {
-            return Ok(place.join("bzImage"));
-        }
-        fs::remove_dir_all(&place)?;
+        return Ok(place.join(IMAGE));
     }
     let scratch = sh::Scratch::new("kernel")?;
     let source = Source::unpack(&archive, &offer, &scratch, &[])?;
@@ -133,7 +153,7 @@ pub fn build(again: bool) -> Result<PathBuf> {
     // Under its name only when it is whole.
     let whole = scratch.join("whole");
     fs::create_dir(&whole)?;
-    fs::copy(out.join("arch/x86/boot/bzImage"), whole.join("bzImage"))?;
+    fs::copy(out.join("arch/x86/boot").join(IMAGE), whole.join(IMAGE))?;
     fs::copy(out.join(".config"), whole.join("config"))?;
     fs::rename(&whole, &place)?;
     // The source is here now: its selftests cost a minute, and fetching it again would cost more.
@@ -142,7 +162,7 @@ pub fn build(again: bool) -> Result<PathBuf> {
             "the kernel's selftests cannot be built: {error:#}"
         ));
     }
-    Ok(place.join("bzImage"))
+    Ok(place.join(IMAGE))
 }
 
 /// Debian's newest `linux-source-X.Y`, over all suites.
@@ -222,16 +242,19 @@ impl Source {
 
 /// Runs a step of the build; where it fails, the end of its log is shown.
 pub fn logged(command: &mut Command, log: &Path) -> Result<()> {
-    sh::run(command).with_context(|| {
-        let text = fs::read(log).unwrap_or_default();
-        let text = String::from_utf8_lossy(&text);
-        let lines: Vec<&str> = text.lines().collect();
-        format!(
-            "the end of {}:\n{}",
-            log.display(),
-            lines[lines.len().saturating_sub(TAIL)..].join("\n")
-        )
-    })
+    sh::run(command).with_context(|| tail(log))
+}
+
+/// The end of a log, for people.
+fn tail(log: &Path) -> String {
+    let text = fs::read(log).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    format!(
+        "the end of {}:\n{}",
+        log.display(),
+        lines[lines.len().saturating_sub(TAIL)..].join("\n")
+    )
 }
 
 fn configure(source: &Source, out: &Path, log: &Path) -> Result<()> {
@@ -275,7 +298,7 @@ fn compile(source: &Source, out: &Path, log: &Path) -> Result<()> {
     let mut make = source
         .make(log)?
         .arg(format!("O={}", out.display()))
-        .arg("bzImage")
+        .arg(IMAGE)
         .spawn()
         .context("make does not start")?;
     let mut told = start;
@@ -284,10 +307,7 @@ fn compile(source: &Source, out: &Path, log: &Path) -> Result<()> {
             if status.success() {
                 break;
             }
-            let mut failed = Command::new("false");
-            logged(&mut failed, log)
-                .with_context(|| format!("the kernel does not build: {status}"))?;
-            bail!("the kernel does not build: {status}");
+            bail!("the kernel does not build ({status}); {}", tail(log));
         }
         if told.elapsed() >= PROGRESS {
             told = Instant::now();
@@ -334,7 +354,7 @@ mod tests {
     fn an_option_that_did_not_stick_is_named() {
         let config: String = options()
             .filter(|line| *line != "CONFIG_KVM=y")
-            .map(|line| format!("{line}\n"))
+            .flat_map(|line| [line, "\n"])
             .collect();
         assert_eq!(lost(&config), ["CONFIG_KVM=y"]);
     }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::OnceLock;
@@ -12,13 +13,15 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use nix::sys::prctl::set_pdeathsig;
+use nix::sys::signal::Signal;
 
 use super::protocol::{DISK_IN, DISKS_OUT, Step};
 use crate::sh;
 
-/// What both kernels are told: where the console is; to end at once, so that QEMU ends, where they die; and
+/// What both kernels are told: where the console is, and to put times on it; to end at once, so that QEMU ends, where they die; and
 /// to hand memory over.
-const COMMAND_LINE: &str = "console=ttyS0 panic=-1 oops=panic liveupdate=on kho=on";
+const COMMAND_LINE: &str = "console=ttyS0 printk.time=1 panic=-1 oops=panic liveupdate=on kho=on";
 
 /// How long a kernel under KVM may be silent while it comes up.
 const PROBE: Duration = Duration::from_secs(3);
@@ -35,16 +38,16 @@ const POWER_OFF: Duration = Duration::from_secs(20);
 /// Lines of the console that are shown when the guest dies.
 const TAIL: usize = 30;
 
-/// What a kernel says when it dies or hangs.
-const DEATHS: [&str; 8] = [
-    "Kernel panic - not syncing",
-    "BUG: ",
-    "kernel BUG at",
-    "Oops: ",
-    "general protection fault",
-    "soft lockup",
-    "rcu: INFO: rcu_",
-    "blocked for more than",
+/// How a line begins by which a kernel says that it dies or hangs, and what must be in it too.
+const DEATHS: [(&str, &str); 8] = [
+    ("Kernel panic - not syncing", ""),
+    ("BUG: ", ""),
+    ("kernel BUG at ", ""),
+    ("Oops: ", ""),
+    ("general protection fault", ""),
+    ("watchdog: BUG: soft lockup", ""),
+    ("rcu: INFO: rcu_", "stall"),
+    ("INFO: task ", "blocked for more than"),
 ];
 
 /// Set by Ctrl-C.
@@ -77,13 +80,13 @@ impl Accelerator {
     /// The one to use: `LU_LAB_ACCEL`, else KVM if it truly runs `kernel`, else emulation. KVM is tried
     /// once in a run.
     pub fn choose(kernel: &Path) -> Result<Self> {
+        static CHOSEN: OnceLock<Accelerator> = OnceLock::new();
         match std::env::var("LU_LAB_ACCEL").as_deref() {
             Ok("kvm") => return Ok(Self::Kvm),
             Ok("tcg") => return Ok(Self::Tcg),
             Ok(other) => bail!("LU_LAB_ACCEL is kvm or tcg, not {other}"),
             Err(_) => {}
         }
-        static CHOSEN: OnceLock<Accelerator> = OnceLock::new();
         Ok(*CHOSEN.get_or_init(|| {
             if !Path::new("/dev/kvm").exists() {
                 return Self::Tcg;
@@ -153,11 +156,21 @@ fn qemu(accelerator: Accelerator) -> Command {
     command
 }
 
+/// A path among QEMU's options: a comma in it is doubled, or it would begin another option.
+fn escaped(path: &Path) -> String {
+    path.to_string_lossy().replace(',', ",,")
+}
+
 /// A QEMU that goes when this is dropped.
 struct Qemu(Child);
 
 impl Qemu {
     fn start(command: &mut Command) -> Result<Self> {
+        // However this process ends, QEMU ends with it.
+        // SAFETY: between fork and exec this makes one system call, and touches no memory.
+        unsafe {
+            command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?));
+        }
         command
             .spawn()
             .map(Self)
@@ -195,6 +208,8 @@ pub struct Machine<'a> {
 pub struct Death {
     /// In a line.
     pub what: String,
+    /// Whether the guest's kernel said so itself.
+    pub told: bool,
     /// The end of the console.
     pub console: String,
 }
@@ -223,8 +238,7 @@ impl Machine<'_> {
                 .map(|(name, path)| (name, path.as_path(), "off")),
         );
         for (name, path, readonly) in disks {
-            // A comma in a file's name is doubled, or QEMU would see another option.
-            let path = path.to_string_lossy().replace(',', ",,");
+            let path = escaped(path);
             command
                 .arg("-drive")
                 .arg(format!(
@@ -253,7 +267,7 @@ impl Machine<'_> {
         let socket = scratch.join("steps");
         let listener = UnixListener::bind(&socket)
             .with_context(|| format!("cannot listen at {}", socket.display()))?;
-        let mut command = self.command(&format!("socket,id=steps,path={}", socket.display()));
+        let mut command = self.command(&format!("socket,id=steps,path={}", escaped(&socket)));
         command
             .args(["-chardev", "stdio,id=console,signal=off"])
             .args(["-serial", "chardev:console", "-serial", "chardev:steps"])
@@ -299,7 +313,7 @@ impl Machine<'_> {
                     return Ok(None);
                 }
                 let complaints = complaints.join().unwrap_or_default();
-                let what = watch.dying.take().map_or_else(
+                let what = watch.dying.as_ref().map_or_else(
                     || match complaints.trim() {
                         "" => format!("QEMU ended ({status}) before the guest was done"),
                         complaint => format!("QEMU ended ({status}): {complaint}"),
@@ -374,16 +388,25 @@ impl Watch {
         let from = self.console.len().saturating_sub(TAIL);
         Death {
             what,
+            told: self.dying.is_some(),
             console: self.console[from..].join("\n"),
         }
     }
 }
 
-/// Whether a line of the console says that the kernel dies or hangs. Only the kernel's own lines count,
-/// which begin with their time.
+/// Whether a line of the console says that the kernel dies or hangs. Its time may stand before it.
 fn is_death(line: &str) -> bool {
     let line = line.trim_start();
-    line.starts_with('[') && DEATHS.iter().any(|sign| line.contains(sign))
+    let text = match line
+        .strip_prefix('[')
+        .and_then(|rest| rest.split_once("] "))
+    {
+        Some((_, text)) => text,
+        None => line,
+    };
+    DEATHS
+        .iter()
+        .any(|(begins, has)| text.starts_with(begins) && text.contains(has))
 }
 
 fn copy_console(from: impl std::io::Read, mut log: File, events: &Sender<Event>) {
@@ -424,6 +447,8 @@ mod tests {
         assert!(is_death(
             "[  242.1] INFO: task stage2:77 blocked for more than 120 seconds."
         ));
+        assert!(is_death("Kernel panic - not syncing: without a time"));
+        assert!(!is_death("[    1.0] INFO: task scheduler: none"));
         assert!(!is_death("stage 1 prints: Kernel panic - not syncing"));
         assert!(!is_death("[    0.000000] Linux version 7.3.0"));
     }

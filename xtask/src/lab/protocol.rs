@@ -5,9 +5,6 @@ use serde::{Deserialize, Serialize};
 /// Where the plan is in the initramfs.
 pub const PLAN: &str = "/lab.json";
 
-/// The kernel parameter by which init knows that it runs in the second kernel.
-pub const SECOND_BOOT: &str = "lu_lab.boot=2";
-
 /// The serial numbers of the disks: the files for the guest, and what each boot brings out.
 pub const DISK_IN: &str = "lu-in";
 /// See [`DISK_IN`].

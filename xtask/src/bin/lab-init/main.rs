@@ -22,7 +22,10 @@ use nix::sys::signal::Signal;
 
 use outbox::Outbox;
 use programs::Programs;
-use protocol::{DISK_IN, DISKS_OUT, INITRD, KERNEL, PLAN, Plan, SECOND_BOOT, Status, Step};
+use protocol::{DISK_IN, DISKS_OUT, INITRD, KERNEL, PLAN, Plan, Status, Step};
+
+/// The kernel parameter by which init knows that it runs in the second kernel.
+const SECOND_BOOT: &str = "lu_lab.boot=2";
 
 /// How often is looked whether what is waited for has come.
 const TICK: Duration = Duration::from_millis(10);
@@ -31,7 +34,7 @@ const TICK: Duration = Duration::from_millis(10);
 const ATTACH: Duration = Duration::from_secs(90);
 
 /// What a program of lu's may take to end.
-const END: Duration = Duration::from_secs(60);
+const END: Duration = Duration::from_mins(1);
 
 /// The line of `lu run` by which it says that it watches.
 const ATTACHED: &str = "hooks attached";
@@ -130,7 +133,7 @@ impl Guest {
             release: system::release()?,
         })?;
         if jumps {
-            self.load().context("cannot load the kernel to jump into")?;
+            Self::load().context("cannot load the kernel to jump into")?;
         }
         if self.plan.shell {
             return self.shell();
@@ -157,7 +160,7 @@ impl Guest {
     }
 
     /// Loads the kernel and this very initramfs for the next boot, then frees their room.
-    fn load(&self) -> Result<()> {
+    fn load() -> Result<()> {
         let command_line = fs::read_to_string("/proc/cmdline")?;
         let (kernel, initrd) = (Path::new("/").join(KERNEL), Path::new("/").join(INITRD));
         system::kexec_file_load(
@@ -179,7 +182,7 @@ impl Guest {
         );
         let mut command = Command::new("/bin/busybox");
         command.args(["setsid", "cttyhack", "sh", "-l"]);
-        let shell = self.programs.start(command)?;
+        let shell = Programs::start(command)?;
         self.wait_for(shell, None)?;
         Ok(())
     }
@@ -195,10 +198,18 @@ impl Guest {
         };
         let mut command = Command::new(program);
         command.args(arguments);
-        let pid = self
-            .programs
-            .start_into(command, &format!("stage{stage}"))
-            .with_context(|| format!("stage {stage}: {program} does not start"))?;
+        let pid = match Programs::start_into(command, &format!("stage{stage}")) {
+            Ok(pid) => pid,
+            Err(error) => {
+                tell_on_port(&Step::Note {
+                    text: format!("{error:#}"),
+                })?;
+                // What a shell says of a command that it cannot start.
+                let status = Status::Exited(127);
+                tell_on_port(&Step::Ended { stage, status })?;
+                return Ok(false);
+            }
+        };
         tell_on_port(&Step::Started { stage })?;
         let status = self
             .wait_for(pid, None)?
@@ -214,7 +225,7 @@ impl Guest {
         fs::create_dir_all(Path::new(JOURNAL).parent().context("a folder")?)?;
         let mut command = Command::new("lu");
         command.args(["run", "--journal", JOURNAL]);
-        let pid = self.programs.start_into(command, &name)?;
+        let pid = Programs::start_into(command, &name)?;
         let said = Path::new(outbox::FOLDER).join(format!("{name}.err"));
         let deadline = Instant::now() + ATTACH;
         loop {
@@ -259,7 +270,7 @@ impl Guest {
         let mut command = Command::new("lu");
         command.args([subcommand, "--journal", JOURNAL, "--json"]);
         let said = format!("lu-{subcommand}.err");
-        let pid = self.programs.start_with(command, file, &said)?;
+        let pid = Programs::start_with(command, file, &said)?;
         let status = self.wait_for(pid, Some(END))?;
         if status.is_none() {
             self.programs.signal(pid, Signal::SIGKILL);

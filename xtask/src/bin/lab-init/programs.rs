@@ -28,7 +28,7 @@ pub struct Programs {
 
 impl Programs {
     /// Starts `command` with its output on the console; returns its PID.
-    pub fn start(&mut self, mut command: Command) -> Result<i32> {
+    pub fn start(mut command: Command) -> Result<i32> {
         command.env_clear().envs(ENVIRONMENT).current_dir("/root");
         let child = command
             .spawn()
@@ -37,17 +37,17 @@ impl Programs {
     }
 
     /// The same, with its output in `NAME.out` and `NAME.err` among what is brought out.
-    pub fn start_into(&mut self, command: Command, name: &str) -> Result<i32> {
-        self.start_with(command, &format!("{name}.out"), &format!("{name}.err"))
+    pub fn start_into(command: Command, name: &str) -> Result<i32> {
+        Self::start_with(command, &format!("{name}.out"), &format!("{name}.err"))
     }
 
     /// The same, with both names given.
-    pub fn start_with(&mut self, mut command: Command, out: &str, err: &str) -> Result<i32> {
+    pub fn start_with(mut command: Command, out: &str, err: &str) -> Result<i32> {
         command
             .stdin(Stdio::null())
             .stdout(create(out)?)
             .stderr(create(err)?);
-        self.start(command)
+        Self::start(command)
     }
 
     /// Collects whoever has ended.
