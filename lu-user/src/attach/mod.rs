@@ -245,6 +245,34 @@ fn attach_uprobe(
     hook: &Hook,
     programs: &[(&Path, Result<symbols::Symbols, String>)],
 ) -> Result<(), String> {
+    // A program of another version may lack the function: the others have it all the same.
+    let mut missing = Err("no emulated orchestrator has it".to_owned());
+    for (path, symbols) in programs {
+        let offset = symbols
+            .as_ref()
+            .map_err(Clone::clone)
+            .and_then(|symbols| symbols.offset(&hook.symbol(interface)));
+        match offset {
+            Ok(offset) => {
+                attach_at(ebpf, interface, hook, path, offset)?;
+                missing = Ok(());
+            }
+            Err(error) if missing.is_err() => {
+                missing = Err(format!("{}: {error}", path.display()));
+            }
+            Err(error) => log::info!("{}: {}: {error}", path.display(), hook.function),
+        }
+    }
+    missing
+}
+
+fn attach_at(
+    ebpf: &mut Ebpf,
+    interface: Interface,
+    hook: &Hook,
+    path: &Path,
+    offset: u64,
+) -> Result<(), String> {
     let ways = [("uprobe", true), ("uretprobe", hook.exit)];
     for (way, _) in ways.into_iter().filter(|(_, wanted)| *wanted) {
         let program: &mut UProbe = program(ebpf, &format!("{way}_{}", hook.program))?;
@@ -252,19 +280,13 @@ fn attach_uprobe(
         if program.fd().is_err() {
             program.load().map_err(|error| chain(&error))?;
         }
-        for (path, symbols) in programs {
-            let offset = symbols
-                .as_ref()
-                .map_err(Clone::clone)?
-                .offset(&hook.symbol(interface))?;
-            let point = UProbeAttachPoint {
-                location: UProbeAttachLocation::AbsoluteOffset(offset),
-                cookie: Some(u64::from(interface_flags(interface))),
-            };
-            program
-                .attach(point, path, UProbeScope::AllProcesses)
-                .map_err(|error| chain(&error))?;
-        }
+        let point = UProbeAttachPoint {
+            location: UProbeAttachLocation::AbsoluteOffset(offset),
+            cookie: Some(u64::from(interface_flags(interface))),
+        };
+        program
+            .attach(point, path, UProbeScope::AllProcesses)
+            .map_err(|error| chain(&error))?;
     }
     Ok(())
 }

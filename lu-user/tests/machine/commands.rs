@@ -24,11 +24,7 @@ pub fn trials() -> Vec<Trial> {
 fn watched(options: &[&str], script: &str) -> Result<Value, Failed> {
     let folder = scratch();
     let journal = path(folder.path())?;
-    let recorder = Background::start(
-        &["run", "--journal", journal],
-        Stdio::null(),
-        "17 of 17 hooks attached",
-    )?;
+    let recorder = Background::watch(&["run", "--journal", journal], Stdio::null())?;
     let script = script.replace("lu ", &format!("{} ", lu()));
     let args = [
         &["emulate", "--boot-delay=50ms"],

@@ -140,9 +140,28 @@ pub fn expect_status(output: &Output, status: i32) -> Outcome {
 pub struct Background {
     child: Child,
     stderr: BufReader<std::process::ChildStderr>,
+    /// The line that said it was ready.
+    ready: String,
 }
 
 impl Background {
+    /// Starts a `lu` that watches and waits until every one of its hooks is attached.
+    pub fn watch(args: &[&str], stdout: Stdio) -> Result<Self, Failed> {
+        let background = Self::start(args, stdout, " hooks attached to ")?;
+        let complete = background
+            .ready
+            .split_once(" hooks ")
+            .and_then(|(count, _)| {
+                let (attached, all) = count.strip_prefix("lu: ")?.split_once(" of ")?;
+                Some(attached == all)
+            });
+        if complete == Some(true) {
+            Ok(background)
+        } else {
+            Err(background.ready.clone().into())
+        }
+    }
+
     /// Starts `lu` and waits until a line of its standard error contains `ready`.
     pub fn start(args: &[&str], stdout: Stdio, ready: &str) -> Result<Self, Failed> {
         let mut child = Command::new(lu())
@@ -161,7 +180,11 @@ impl Background {
             }
             said.push_str(&line);
             if line.contains(ready) {
-                return Ok(Self { child, stderr });
+                return Ok(Self {
+                    child,
+                    stderr,
+                    ready: line,
+                });
             }
         }
     }
@@ -207,7 +230,7 @@ impl Trace {
         let path = folder.path().join("trace.jsonl");
         let file = std::fs::File::create(&path)?;
         let args = [&["trace", "--json"], more].concat();
-        let background = Background::start(&args, file.into(), "17 of 17 hooks attached")?;
+        let background = Background::watch(&args, file.into())?;
         Ok(Self {
             background,
             path,
