@@ -351,17 +351,21 @@ impl Filesystem for Served {
         mode: Option<u32>,
         uid: Option<u32>,
         gid: Option<u32>,
-        _size: Option<u64>,
+        size: Option<u64>,
         _atime: Option<TimeOrNow>,
         _mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
-        _fh: Option<FileHandle>,
+        fh: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
         _bkuptime: Option<SystemTime>,
         _flags: Option<fuser::BsdFileFlags>,
         reply: ReplyAttr,
     ) {
+        // ftruncate; an open with O_TRUNC comes without the file, and is fine with a device.
+        if size.is_some() && fh.is_some() {
+            return reply.error(FuseErrno::EINVAL);
+        }
         let mut attributes = self.attributes();
         if let Some(mode) = mode {
             attributes.perm = (mode & 0o7777) as u16;

@@ -162,6 +162,7 @@ static void old_kernel(void)
 	on = create(dev, "unanswered");
 	cell("nor a session", on >= 0, 1);
 	close(dev);
+	cell("a session has no size", ftruncate(on, 0) ? -errno : 0, -EINVAL);
 	cell("a session outlives the device", preserve_fd(on, 1, memfd("x")), 0);
 	dev = open_device();
 	cell("which is free", dev >= 0, 1);

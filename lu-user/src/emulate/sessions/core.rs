@@ -5,7 +5,7 @@
 //! kernel's calls another for each session, the core asks its caller to make that call ([`Calls`]), so
 //! that probes see the functions nested as they are there.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use lu_common::uapi::sessions::NAME_LEN;
 use nix::errno::Errno;
@@ -154,8 +154,11 @@ pub struct Core<H: Handler> {
     /// What the previous kernel handed over and nobody has opened the device for yet.
     handed_over: Set<H::File>,
     incoming: Set<H::File>,
-    /// The objects that some session has (`luo_preserved_files`).
-    preserved: BTreeSet<H::Id>,
+    /// The objects that some session has (`luo_preserved_files`), and how often.
+    ///
+    /// In the kernel that is once, since a retrieved file is a new object. Here it may be the old one, and
+    /// somebody who outlived the jump may have preserved it again before it was retrieved.
+    preserved: BTreeMap<H::Id, usize>,
 }
 
 impl<H: Handler> Core<H> {
@@ -168,7 +171,7 @@ impl<H: Handler> Core<H> {
             outgoing: BTreeMap::new(),
             handed_over: BTreeMap::new(),
             incoming: BTreeMap::new(),
-            preserved: BTreeSet::new(),
+            preserved: BTreeMap::new(),
         }
     }
 
@@ -250,13 +253,12 @@ impl<H: Handler> Core<H> {
         if !self.handler.can_preserve(&file) {
             return Err(Errno::ENOENT);
         }
-        if !self.preserved.insert(self.handler.id(&file)) {
+        let id = self.handler.id(&file);
+        if self.preserved.contains_key(&id) {
             return Err(Errno::EBUSY);
         }
-        if let Err(errno) = self.handler.preserve(&file) {
-            self.preserved.remove(&self.handler.id(&file));
-            return Err(errno);
-        }
+        self.handler.preserve(&file)?;
+        self.preserved.insert(id, 1);
         session.files.push(Entry {
             token,
             file,
@@ -276,7 +278,8 @@ impl<H: Handler> Core<H> {
         let retrieved = *entry.retrieved.get_or_insert_with(|| {
             let retrieved = self.handler.retrieve(&entry.file);
             if retrieved.is_ok() {
-                self.preserved.insert(self.handler.id(&entry.file));
+                let id = self.handler.id(&entry.file);
+                *self.preserved.entry(id).or_default() += 1;
             }
             retrieved
         });
@@ -290,7 +293,7 @@ impl<H: Handler> Core<H> {
         };
         while let Some(entry) = session.files.pop() {
             self.handler.unpreserve(&entry.file);
-            self.preserved.remove(&self.handler.id(&entry.file));
+            forget(&mut self.preserved, &self.handler.id(&entry.file));
         }
     }
 
@@ -307,7 +310,7 @@ impl<H: Handler> Core<H> {
         while let Some(entry) = session.files.pop() {
             self.handler.finish(&entry.file, entry.retrieved);
             if entry.retrieved == Some(Ok(())) {
-                self.preserved.remove(&self.handler.id(&entry.file));
+                forget(&mut self.preserved, &self.handler.id(&entry.file));
             }
         }
         Ok(())
@@ -358,5 +361,15 @@ impl<H: Handler> Core<H> {
         self.incoming.clear();
         self.preserved.clear();
         self.handed_over = std::mem::take(&mut self.outgoing);
+    }
+}
+
+/// One session less has the object.
+fn forget<I: Ord>(preserved: &mut BTreeMap<I, usize>, id: &I) {
+    if let Some(count) = preserved.get_mut(id) {
+        *count -= 1;
+        if *count == 0 {
+            preserved.remove(id);
+        }
     }
 }
