@@ -204,16 +204,19 @@ pub type SessionName = [u8; NAME_LEN];
 /// Two names that a user does not choose on purpose get different ids.
 #[must_use]
 pub fn session_id(name: &SessionName) -> u64 {
+    session_id_of(&zerocopy::transmute!(*name))
+}
+
+/// The same of the name as eight words in the machine's byte order: what a program can hold without going
+/// through it byte by byte.
+#[must_use]
+pub fn session_id_of(name: &[u64; NAME_LEN / 8]) -> u64 {
     let mut id = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut word = [0; 8];
-    let mut at = 0;
-    while at < name.len() {
-        word.copy_from_slice(&name[at..at + 8]);
+    for word in name {
         // A multiplication spreads a bit upwards, the rotation brings it down again.
-        id = (id ^ u64::from_le_bytes(word))
+        id = (id ^ u64::from_le(*word))
             .wrapping_mul(0xff51_afd7_ed55_8ccd)
             .rotate_left(29);
-        at += 8;
     }
     id ^ (id >> 32)
 }

@@ -2,9 +2,11 @@
 //! whose memory the arguments point to.
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::helpers::generated::{bpf_get_attach_cookie, bpf_get_current_cgroup_id};
+use aya_ebpf::helpers::generated::{
+    bpf_get_attach_cookie, bpf_get_current_cgroup_id, bpf_get_current_comm,
+};
 use aya_ebpf::helpers::{
-    bpf_get_current_comm, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_probe_read_kernel,
+    bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_probe_read_kernel,
     bpf_probe_read_kernel_str_bytes, bpf_probe_read_user, bpf_probe_read_user_str_bytes,
 };
 use aya_ebpf::macros::map;
@@ -53,10 +55,13 @@ pub trait Orchestrator {
     /// Where the name of the session around a `struct luo_file_set *` is.
     fn name_of_set(set: u64) -> Option<u64>;
     /// The text at an address, padded with NUL.
-    fn name(at: u64) -> Option<SessionName>;
+    fn name(at: u64) -> Option<Name>;
     /// The command of reboot(2), given its registers.
     fn reboot_command(registers: u64) -> Option<u32>;
 }
+
+/// A session's name in words: as bytes it would be cleared and copied one by one.
+pub type Name = [u64; size_of::<SessionName>() / 8];
 
 fn counted<T>(read: Result<T, i32>) -> Option<T> {
     if read.is_err() {
@@ -102,10 +107,12 @@ impl Orchestrator for Emulated {
         Some(set)
     }
 
-    fn name(at: u64) -> Option<SessionName> {
-        let mut name = [0; size_of::<SessionName>()];
+    fn name(at: u64) -> Option<Name> {
+        let mut name: Name = task::zeroed();
+        let bytes: &mut SessionName = zerocopy::transmute_mut!(&mut name);
         // SAFETY: the helper checks the address and copies no more than there is room.
-        counted(unsafe { bpf_probe_read_user_str_bytes(at as *const u8, &mut name) }.map(|_| ()))?;
+        let read = unsafe { bpf_probe_read_user_str_bytes(at as *const u8, bytes) }.map(drop);
+        counted(read)?;
         Some(name)
     }
 
@@ -153,6 +160,10 @@ fn place(offset: impl Fn(&Offsets) -> u32) -> Option<u64> {
 
 fn current() -> Task {
     let id = bpf_get_current_pid_tgid();
+    // In words, see `task::zeroed`.
+    let mut comm: [u64; COMM_LEN / 8] = task::zeroed();
+    // SAFETY: the helper writes no more than it is told there is room for.
+    unsafe { bpf_get_current_comm((&raw mut comm).cast(), COMM_LEN as u32) };
     Task {
         pid: (id >> 32) as u32,
         tid: id as u32,
@@ -160,7 +171,7 @@ fn current() -> Task {
         none: 0,
         // SAFETY: the helper has no preconditions.
         cgroup_id: unsafe { bpf_get_current_cgroup_id() },
-        comm: bpf_get_current_comm().unwrap_or([0; COMM_LEN]),
+        comm: zerocopy::transmute!(comm),
     }
 }
 
@@ -249,10 +260,11 @@ impl Orchestrator for Kernel {
         Some(session + place(|offsets| offsets.session_name)?)
     }
 
-    fn name(at: u64) -> Option<SessionName> {
-        let mut name = [0; size_of::<SessionName>()];
+    fn name(at: u64) -> Option<Name> {
+        let mut name: Name = task::zeroed();
+        let bytes: &mut SessionName = zerocopy::transmute_mut!(&mut name);
         // SAFETY: the helper checks the address and copies no more than there is room.
-        let read = unsafe { bpf_probe_read_kernel_str_bytes(at as *const u8, &mut name) }.map(drop);
+        let read = unsafe { bpf_probe_read_kernel_str_bytes(at as *const u8, bytes) }.map(drop);
         counted(read)?;
         Some(name)
     }

@@ -1,13 +1,48 @@
 //! What is remembered between the entry and the exit of a function, and the way out to user space.
 
 use core::intrinsics::{AtomicOrdering, atomic_xadd};
+use core::mem::MaybeUninit;
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{LruHashMap, PerCpuArray, RingBuf};
-use lu_common::event::{self, Call, Counters, Kind, Record, SessionName, Task, known, session_id};
+use lu_common::event::{self, Call, Counters, Kind, Record, Task, known, session_id_of};
 
-use crate::attach::Orchestrator;
+use zerocopy::FromZeros;
+
+use crate::attach::{Name, Orchestrator};
+
+/// A value of zeros, written word by word.
+///
+/// For more than a few words the compiler calls `memset`, which here is a loop over bytes: five hundred
+/// instructions for a record.
+pub fn zeroed<T: FromZeros>() -> T {
+    let mut value = MaybeUninit::uninit();
+    // SAFETY: the pointer is to a `T`, uninitialised as it may be.
+    unsafe { clear(value.as_mut_ptr()) };
+    // SAFETY: every byte of it is 0 now, which the bound says is a value.
+    unsafe { value.assume_init() }
+}
+
+/// Sets every byte at `at` to 0.
+///
+/// # Safety
+///
+/// `at` is valid for writes of a `T`.
+unsafe fn clear<T: FromZeros>(at: *mut T) {
+    const {
+        assert!(align_of::<T>() == align_of::<u64>());
+        assert!(size_of::<T>().is_multiple_of(size_of::<u64>()));
+    }
+    let words = at.cast::<u64>();
+    for word in 0..size_of::<T>() / size_of::<u64>() {
+        // SAFETY: within the `T`, whose size is that of whole words.
+        let word = unsafe { words.add(word) };
+        // SAFETY: aligned as the `T`, and valid for writes. Volatile, or it would be found out to be a
+        // `memset`.
+        unsafe { word.write_volatile(0) };
+    }
+}
 
 /// One system call into the orchestrator, from its outermost function to that one's return.
 #[repr(C)]
@@ -90,7 +125,7 @@ fn begin(kind: Kind, task: Option<Task>) {
     if let Some(task) = task {
         let context = Context {
             task,
-            call: Call::default(),
+            call: zeroed(),
             outermost: kind as u64,
         };
         let _ = CONTEXTS.insert(bpf_get_current_pid_tgid(), context, 0);
@@ -140,7 +175,7 @@ pub fn learn_session<O: Orchestrator>(at: Option<u64>, flags: u8) {
     let Some(name) = at.and_then(O::name) else {
         return;
     };
-    let id = session_id(&name);
+    let id = session_id_of(&name);
     learn(|call| {
         call.session = id;
         call.known |= known::SESSION;
@@ -245,7 +280,7 @@ pub fn send_entry<O: Orchestrator>(kind: Kind, flags: u8, call: Option<&Call>) {
     });
 }
 
-fn send_name<O: Orchestrator>(name: &SessionName, flags: u8) -> bool {
+fn send_name<O: Orchestrator>(name: &Name, flags: u8) -> bool {
     let stamp = Stamp {
         kind: Kind::Name,
         flags,
@@ -265,7 +300,7 @@ fn send<O: Orchestrator>(stamp: &Stamp, fill: impl Fn(&mut Record)) -> bool {
         return false;
     };
     // SAFETY: the slot has room for one record.
-    unsafe { slot.as_mut_ptr().write_bytes(0, 1) };
+    unsafe { clear(slot.as_mut_ptr()) };
     // SAFETY: all-zero bytes are a record, and the slot is written through this reference alone.
     let record = unsafe { slot.assume_init_mut() };
     let header = &mut record.header;

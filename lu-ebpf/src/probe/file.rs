@@ -112,7 +112,7 @@ fn leave_callback<X: Exit>(kind: Kind, exit: &X) {
     let Some(entered) = task::leave(kind) else {
         return;
     };
-    let mut call = Call::default();
+    let mut call: Call = task::zeroed();
     describe::<X::Orchestrator>(&mut call, entered.arg);
     if let Some(token) = task::token_of(entered.arg) {
         call.token = token;

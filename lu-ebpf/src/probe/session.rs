@@ -207,7 +207,7 @@ fn leave_op<X: Exit>(kind: Kind, exit: &X, ret: i64) {
     let Some(entered) = task::leave(kind) else {
         return;
     };
-    let mut call = Call::default();
+    let mut call: Call = task::zeroed();
     if let Some(context) = task::context() {
         call.session = context.call.session;
         call.token = context.call.token;

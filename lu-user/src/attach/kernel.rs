@@ -3,6 +3,7 @@
 use aya::maps::HashMap;
 use aya::programs::{FEntry, FExit, KProbe};
 use aya::{Btf, Ebpf, EbpfError};
+use lu_common::event::FileKind;
 use lu_common::layout::{ABSENT, Offsets};
 use lu_common::uapi::Interface;
 
@@ -16,6 +17,8 @@ pub struct Place {
     pub interface: Interface,
     /// Where things are.
     pub offsets: Offsets,
+    /// The addresses by which files tell their kind.
+    pub file_operations: Vec<(u64, FileKind)>,
 }
 
 /// Looks the kernel's orchestrator up in the kernel's types.
@@ -25,11 +28,16 @@ pub fn place() -> Result<Place, Error> {
         Error::Unknown("the orchestrator is of another version, or built without BTF".to_owned())
     })?;
     let mut offsets = types.offsets();
+    let file_operations = file_operations();
     // Without the operations' addresses the kind is unknown, and a guess would be wrong.
-    if file_operations().is_empty() {
+    if file_operations.is_empty() {
         offsets.file_f_op = ABSENT;
     }
-    Ok(Place { interface, offsets })
+    Ok(Place {
+        interface,
+        offsets,
+        file_operations,
+    })
 }
 
 /// The interface that a kernel with these types has.
@@ -61,9 +69,9 @@ impl Place {
 pub fn attach(ebpf: &mut Ebpf, place: &Place) -> Result<Vec<Outcome>, EbpfError> {
     let mut kinds: HashMap<_, u64, u16> =
         HashMap::try_from(take_map(ebpf, "FILE_OPERATIONS")?).map_err(EbpfError::MapError)?;
-    for (address, kind) in file_operations() {
+    for (address, kind) in &place.file_operations {
         kinds
-            .insert(address, kind as u16, 0)
+            .insert(address, *kind as u16, 0)
             .map_err(EbpfError::MapError)?;
     }
     let btf = Btf::from_sys_fs().map_err(|error| chain(&error));

@@ -150,9 +150,14 @@ fn files(text: &mut String, update: &Update) {
         if let Some(name) = &session.name {
             let _ = writeln!(
                 text,
-                "session {name} · {} · {} files",
+                "session {name} · {} · {} {}",
                 session.outcome.name(),
-                session.files.len()
+                session.files.len(),
+                if session.files.len() == 1 {
+                    "file"
+                } else {
+                    "files"
+                }
             );
         }
         if session.files.is_empty() || room == 0 {
