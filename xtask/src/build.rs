@@ -36,14 +36,9 @@ pub fn lu_static() -> Result<PathBuf> {
     linked_statically("lu-user", &["--bin", "lu"], "lu")
 }
 
-/// The clients of the lab's built-in scenario.
-pub fn lab_scenario() -> Result<PathBuf> {
-    linked_statically("lu-user", &["--example", "sessions"], "sessions")
-}
-
-/// The demo's clients, for a guest.
-pub fn static_demo() -> Result<PathBuf> {
-    linked_statically("lu-user", &["--example", "demo"], "demo")
+/// One of the examples, for a guest.
+pub fn static_example(name: &str) -> Result<PathBuf> {
+    linked_statically("lu-user", &["--example", name], name)
 }
 
 /// PID 1 of the lab's guest.

@@ -46,7 +46,7 @@ enum Command {
     /// Measure, beside a peer that does the same, in one run.
     #[command(subcommand)]
     Bench(Bench),
-    Lab(lab::cli::Args),
+    Lab(Box<lab::cli::Args>),
 }
 
 #[derive(Subcommand)]

@@ -5,6 +5,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use bytesize::ByteSize;
 use lu_common::event::{Kind, Record};
 use lu_user::export::duration;
 use lu_user::journal::recorder::{self, Recorder};
@@ -29,6 +30,9 @@ pub struct Args {
     /// Print the events too, as `lu trace` does.
     #[arg(long)]
     trace: bool,
+    /// Memory for what is to survive the kexec; a record takes 128 bytes, and the oldest go first.
+    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(recorder::SIZE))]
+    recorder: ByteSize,
     #[command(flatten)]
     watch: Watch,
 }
@@ -36,9 +40,11 @@ pub struct Args {
 impl Args {
     pub fn run(&self) -> Result<ExitCode> {
         let mut run = Run {
+            born: clocks::anchor(),
             folder: self.journal.clone(),
             journal: journal::Writer::create(&self.journal)?,
             recorder: None,
+            recorder_size: self.recorder,
             timeline: Timeline::new(),
             told: 0,
             printer: self.trace.then(|| Printer::new(false)),
@@ -61,9 +67,13 @@ impl Args {
 const URGENT: Duration = Duration::from_secs(120);
 
 struct Run {
+    /// The clocks at the start: attaching takes long enough to know the counter's frequency by, should the
+    /// kexec come at once.
+    born: Record,
     folder: PathBuf,
     journal: journal::Writer,
     recorder: Option<Recorder>,
+    recorder_size: ByteSize,
     timeline: Timeline,
     /// The last update whose end was told.
     told: u64,
@@ -137,8 +147,9 @@ impl Sink for Run {
         let in_kernel = orchestrators.contains(&Orchestrator::Kernel);
         if in_kernel {
             self.recover()?;
-            match Recorder::create(self.journal.run()) {
+            match Recorder::create(self.journal.run(), self.recorder_size.as_u64()) {
                 Ok(recorder) => self.recorder = Some(recorder),
+                Err(error @ recorder::Error::Size(_)) => return Err(error.into()),
                 Err(error) => eprintln!(
                     "lu: no flight recorder, so what is seen from now on will not survive the kexec \
                      unless {} does: {error}",
@@ -147,6 +158,8 @@ impl Sink for Run {
             }
         }
         self.note(&clocks::kernel())?;
+        let born = self.born;
+        self.note(&born)?;
         self.note(&clocks::anchor())
     }
 

@@ -73,6 +73,8 @@ pub struct CrossingJson {
     pub realtime_gap_ns: i64,
     /// The counter's frequency as the old kernel measured it, in Hz.
     pub old_hz: Option<f64>,
+    /// What that may be off by, as a fraction.
+    pub old_hz_error: f64,
     /// As the new one measured it.
     pub new_hz: Option<f64>,
     /// What a span across the kexec may be off by, in nanoseconds.
@@ -196,6 +198,7 @@ impl From<&Crossing> for CrossingJson {
             gap_ns: crossing.gap_ns,
             realtime_gap_ns: crossing.realtime_gap_ns,
             old_hz: crossing.old_hz,
+            old_hz_error: crossing.old_hz_error,
             new_hz: crossing.new_hz,
             uncertainty_ns: crossing.uncertainty_ns(),
         }

@@ -21,16 +21,17 @@ use crate::client::sessions::{Device, Session};
 use crate::emulate::DEVICE;
 use crate::timeline::RECORDER;
 
-/// How many records there is room for; the oldest go first.
-const CAPACITY: u64 = 1 << 17;
+/// The memfd's size unless told otherwise, in bytes: room for 131,040 records. The oldest go first.
+pub const SIZE: u64 = 16 << 20;
+
+/// The least and the most that it may have, in bytes.
+const SIZES: std::ops::RangeInclusive<u64> = 64 << 10..=4 << 30;
 
 /// The memfd's token.
 const TOKEN: u64 = 1;
 
 /// Where the records begin, in bytes.
 const RECORDS: usize = 4096;
-
-const SIZE: usize = RECORDS + CAPACITY as usize * size_of::<Record>();
 
 const MAGIC: [u8; 8] = *b"lu.recd\n";
 const VERSION: u32 = 1;
@@ -67,6 +68,14 @@ pub enum Error {
     /// The memfd could not be made or mapped.
     #[error("cannot {0} the recorder's memory: {1}")]
     Memory(&'static str, io::Error),
+    /// The size makes no sense.
+    #[error(
+        "a recorder has from {} to {}, not {}",
+        bytesize::ByteSize(*SIZES.start()),
+        bytesize::ByteSize(*SIZES.end()),
+        bytesize::ByteSize(*.0)
+    )]
+    Size(u64),
     /// What was handed over is something else.
     #[error("what session {RECORDER} handed over is not a recorder of this version of lu: {0}")]
     Foreign(&'static str),
@@ -75,24 +84,31 @@ pub enum Error {
 /// The writing end.
 pub struct Recorder {
     memory: MmapRaw,
+    capacity: u64,
     head: u64,
     /// Its last close would take the memfd off the list.
     _session: Session,
 }
 
 impl Recorder {
-    /// Makes the memfd and has it preserved. `run` says which run of lu it belongs to.
-    pub fn create(run: u64) -> Result<Self, Error> {
+    /// Makes a memfd of `size` bytes and has it preserved. `run` says which run of lu it belongs to.
+    pub fn create(run: u64, size: u64) -> Result<Self, Error> {
+        if !SIZES.contains(&size) {
+            return Err(Error::Size(size));
+        }
+        let capacity = (size - RECORDS as u64) / size_of::<Record>() as u64;
         let memory = |step| move |error| Error::Memory(step, error);
         let fd = memfd_create(RECORDER, MFdFlags::MFD_CLOEXEC)
             .map_err(|errno| memory("make")(errno.into()))?;
         let file = File::from(fd);
-        file.set_len(SIZE as u64).map_err(memory("size"))?;
+        file.set_len(RECORDS as u64 + capacity * size_of::<Record>() as u64)
+            .map_err(memory("size"))?;
         let map = MmapRaw::map_raw(&file).map_err(memory("map"))?;
         let session = patiently(|| Device::open(DEVICE.as_ref())?.create(RECORDER))?;
         session.preserve(TOKEN, &file)?;
         let recorder = Self {
             memory: map,
+            capacity,
             head: 0,
             _session: session,
         };
@@ -101,7 +117,7 @@ impl Recorder {
             version: VERSION,
             record_size: size_of::<Record>() as u32,
             boot_id: boot_id(),
-            capacity: CAPACITY,
+            capacity,
             run,
             head: 0,
             beat_ns: now_ns(),
@@ -112,7 +128,7 @@ impl Recorder {
 
     /// Appends one record.
     pub fn append(&mut self, record: &Record) {
-        let slot = RECORDS + (self.head % CAPACITY) as usize * size_of::<Record>();
+        let slot = RECORDS + (self.head % self.capacity) as usize * size_of::<Record>();
         self.write(slot, record.as_bytes());
         self.head += 1;
         self.field(HEAD).store(self.head, Ordering::Release);
@@ -161,7 +177,7 @@ pub fn recover() -> Result<Option<Recovered>, Error> {
     };
     let file = File::from(session.retrieve(TOKEN)?);
     let mut bytes = Vec::new();
-    io::Read::read_to_end(&mut io::Read::take(&file, SIZE as u64), &mut bytes)
+    io::Read::read_to_end(&mut io::Read::take(&file, *SIZES.end()), &mut bytes)
         .map_err(|error| Error::Memory("read", error))?;
     session.finish()?;
     parse(&bytes).map(Some)

@@ -53,6 +53,8 @@ pub struct Crossing {
     pub realtime_gap_ns: i64,
     /// The counter's frequency as the older kernel measured it, in Hz.
     pub old_hz: Option<f64>,
+    /// What that may be off by, as a fraction, because its readings took their time.
+    pub old_hz_error: f64,
     /// As the newer one measures it: `None` until its readings are far enough apart.
     pub new_hz: Option<f64>,
     /// The readings themselves lie within this, in nanoseconds.
@@ -69,7 +71,8 @@ impl Crossing {
             Clock::Monotonic => Some(self.spread_ns),
             Clock::Counter => {
                 let (old, new) = (self.old_hz?, self.new_hz?);
-                let drift = ((new - old) / old).abs() * self.gap_ns as f64;
+                let fraction = ((new - old) / old).abs() + self.old_hz_error;
+                let drift = fraction * self.gap_ns as f64;
                 Some(self.spread_ns.saturating_add(drift.ceil() as u64))
             }
         }
@@ -117,11 +120,11 @@ impl Axis {
         if last.anchor.boot_id == anchor.boot_id {
             return Told::Same(self.hz());
         }
-        let old_hz = self
+        let old = self
             .first
             .and_then(|first| frequency(&first.anchor, &last.anchor));
         self.first = Some(now);
-        let crossing = cross(&last.anchor, &anchor, old_hz);
+        let crossing = cross(&last.anchor, &anchor, old);
         // Without any clock the axis goes on where it was, and nothing may be measured across.
         let gap_ns = crossing.map_or(0, |crossing| crossing.gap_ns);
         let here = self.at(last.t_ns).saturating_add(gap_ns);
@@ -131,16 +134,17 @@ impl Axis {
 
     /// The counter's frequency as this kernel measured it, in Hz.
     fn hz(&self) -> Option<f64> {
-        frequency(&self.first?.anchor, &self.last?.anchor)
+        frequency(&self.first?.anchor, &self.last?.anchor).map(|(hz, _)| hz)
     }
 }
 
-fn cross(old: &Anchor, new: &Anchor, old_hz: Option<f64>) -> Option<Crossing> {
+fn cross(old: &Anchor, new: &Anchor, measured: Option<(f64, f64)>) -> Option<Crossing> {
     let realtime_gap_ns = new
         .realtime_ns
         .cast_signed()
         .wrapping_sub(old.realtime_ns.cast_signed());
-    let by_counter = old_hz
+    let by_counter = measured
+        .map(|(hz, _)| hz)
         .zip(new.counter.checked_sub(old.counter))
         .filter(|_| old.counter != 0)
         .map(|(hz, ticks)| (ticks as f64 / hz * 1e9) as u64)
@@ -159,17 +163,25 @@ fn cross(old: &Anchor, new: &Anchor, old_hz: Option<f64>) -> Option<Crossing> {
         clock,
         gap_ns,
         realtime_gap_ns,
-        old_hz,
+        old_hz: measured.map(|(hz, _)| hz),
+        old_hz_error: measured.map_or(0.0, |(_, error)| error),
         new_hz: None,
         spread_ns: old.spread_ns.saturating_add(new.spread_ns),
     })
 }
 
-/// Ticks a second, held against `CLOCK_MONOTONIC_RAW`, which nobody steers.
-fn frequency(from: &Anchor, to: &Anchor) -> Option<f64> {
+/// Ticks a second, held against `CLOCK_MONOTONIC_RAW`, which nobody steers; and what that may be off by, as
+/// a fraction.
+fn frequency(from: &Anchor, to: &Anchor) -> Option<(f64, f64)> {
     let span = Duration::from_nanos(to.raw_ns.checked_sub(from.raw_ns)?);
     let ticks = to.counter.checked_sub(from.counter)?;
-    (span >= LEAST_SPAN && ticks > 0).then(|| ticks as f64 / span.as_secs_f64())
+    let spread = Duration::from_nanos(from.spread_ns.saturating_add(to.spread_ns));
+    (span >= LEAST_SPAN && ticks > 0).then(|| {
+        (
+            ticks as f64 / span.as_secs_f64(),
+            spread.as_secs_f64() / span.as_secs_f64(),
+        )
+    })
 }
 
 #[cfg(test)]
@@ -213,7 +225,8 @@ mod tests {
             panic!("the same kernel");
         };
         crossing.new_hz = hz;
-        assert_eq!(crossing.uncertainty_ns(), Some(10_000_000 + 100));
+        // A hundred nanoseconds of reading in ten seconds are as much again in the gap.
+        assert_eq!(crossing.uncertainty_ns(), Some(10_000_000 + 100 + 100));
     }
 
     #[test]

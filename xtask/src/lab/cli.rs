@@ -88,8 +88,11 @@ struct Guest {
     )]
     append: String,
     /// Leave lu out.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "lu_args")]
     without_lu: bool,
+    /// More for the command line of `lu run`.
+    #[arg(long, value_name = "ARGS", value_parser = words, allow_hyphen_values = true)]
+    lu_args: Option<Words>,
 }
 
 /// Boot a machine, run stage 1, jump into the next kernel by kexec, run stage 2, power off.
@@ -235,7 +238,7 @@ impl Guest {
         run.includes.extend(self.include);
         run.memory = self.memory;
         run.append = self.append;
-        run.with_lu = !self.without_lu;
+        run.lu = (!self.without_lu).then(|| self.lu_args.map_or_else(Vec::new, |words| words.0));
         Ok(run)
     }
 }

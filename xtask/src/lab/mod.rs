@@ -101,8 +101,10 @@ pub struct Run {
     pub limit: Duration,
     /// Stage 1 only, and no kexec.
     pub single_boot: bool,
-    /// `lu run` beside the stages, a report and a trace at the end.
-    pub with_lu: bool,
+    /// `lu run` beside the stages, with these arguments more; a report and a trace at the end.
+    pub lu: Option<Vec<String>>,
+    /// The trace, which takes its time where there are many events.
+    pub with_trace: bool,
     /// Where what it brings out goes; created.
     pub out: PathBuf,
 }
@@ -151,7 +153,8 @@ impl Run {
             append: String::new(),
             limit: LIMIT,
             single_boot: false,
-            with_lu: true,
+            lu: Some(Vec::new()),
+            with_trace: true,
             out,
         }
     }
@@ -160,7 +163,7 @@ impl Run {
     pub fn scenario(kernel: Kernel, out: PathBuf) -> Result<Self> {
         let mut run = Self::new(kernel, out);
         run.includes
-            .push(Include::program(&build::lab_scenario()?)?);
+            .push(Include::program(&build::static_example("sessions")?)?);
         run.stages = ["stage1", "stage2"].map(|stage| Some(vec!["sessions".into(), stage.into()]));
         Ok(run)
     }
@@ -266,7 +269,7 @@ impl Run {
             }
         }
         let mut includes = self.includes.clone();
-        if self.with_lu {
+        if self.lu.is_some() {
             includes.push(Include::program(&build::lu_static()?)?);
         }
         let modules = self
@@ -279,7 +282,8 @@ impl Run {
             modules,
             stages: self.stages.clone(),
             single_boot: self.single_boot,
-            with_lu: self.with_lu,
+            lu: self.lu.clone(),
+            with_trace: self.with_trace,
             shell,
         };
         let image = Image {

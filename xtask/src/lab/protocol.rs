@@ -24,8 +24,10 @@ pub struct Plan {
     pub stages: [Option<Vec<String>>; 2],
     /// Stage 1 only, and no kexec.
     pub single_boot: bool,
-    /// Run `lu run` beside the stages, and report at the end.
-    pub with_lu: bool,
+    /// Run `lu run` beside the stages, with these arguments more, and report at the end.
+    pub lu: Option<Vec<String>>,
+    /// Write the trace too, which takes its time where there are many events.
+    pub with_trace: bool,
     /// A shell on the console in the place of the stages.
     pub shell: bool,
 }

@@ -18,7 +18,7 @@ pub struct Test {
 }
 
 /// All of them.
-pub const ALL: [Test; 4] = [
+pub const ALL: [Test; 8] = [
     Test {
         name: "lab: a live update across a real kexec",
         run: live_update,
@@ -32,10 +32,60 @@ pub const ALL: [Test; 4] = [
         run: kexec_selftest,
     },
     Test {
+        name: "lab: the same random calls get the same answers from the emulated orchestrator",
+        run: differential,
+    },
+    Test {
+        name: "lab: lu never keeps the device from anybody",
+        run: contention,
+    },
+    Test {
+        name: "lab: ten thousand files without a lost event",
+        run: stress,
+    },
+    Test {
+        name: "lab: doctor on a kernel with an orchestrator",
+        run: doctor,
+    },
+    Test {
         name: "lab: an emulated orchestrator on Debian's cloud kernel",
         run: debian_cloud,
     },
 ];
+
+/// The sessions of the kernel's selftests (Linux 7.3), with the tokens of each, as far as they are few. Two
+/// tests make a thousand sessions, and five hundred files.
+const SELFTEST_SESSIONS: [(&str, &[u64]); 11] = [
+    ("duplicate-session-test", &[]),
+    ("distinct-session-1", &[]),
+    ("distinct-session-2", &[]),
+    ("preserve-memfd-test", &[0x1234]),
+    ("preserve-multi-memfd-test", &[0xAAAA, 0xBBBB]),
+    ("complex-session-1", &[0x1111, 0x2222]),
+    ("complex-session-2", &[0x3333, 0x4444]),
+    ("unsupported-fd-test", &[]),
+    ("double-preserve-session-1", &[0x1111]),
+    ("double-preserve-session-2", &[]),
+    ("get-name-test-session", &[]),
+];
+
+/// What they do wrong on purpose.
+const SELFTEST_ERRORS: [(&str, &str); 5] = [
+    ("open", "EBUSY"),
+    ("create-session", "EEXIST"),
+    ("create-session", "EINVAL"),
+    ("preserve", "ENOENT"),
+    ("preserve", "EBUSY"),
+];
+
+/// Random steps in each stage of the differential test.
+const STEPS: usize = 10_000;
+
+/// Which random steps.
+const SEED: u64 = 20_261_123;
+
+/// For how long somebody else may be refused the device because of lu.
+const REFUSED_AT_MOST_NS: u64 = 5_000_000;
 
 /// How many cases the kernel's selftests had where this was written (Linux 7.3); they may become more.
 const SELFTEST_CASES: usize = 15;
@@ -75,9 +125,7 @@ fn passed(run: &Run) -> Result<Outcome> {
 
 fn live_update() -> Result<()> {
     let outcome = passed(&Run::scenario(Kernel::own()?, folder("live-update"))?)?;
-    let report: Value = serde_json::from_str(&outcome.read("report.json")?)
-        .context("report.json is not one JSON document")?;
-    check_report(&report)?;
+    check_report(&report_of(&outcome)?)?;
     let trace = outcome.read("trace.jsonl")?;
     for line in trace.lines() {
         serde_json::from_str::<Value>(line)
@@ -87,47 +135,107 @@ fn live_update() -> Result<()> {
     Ok(())
 }
 
-/// What the report must say of the built-in scenario.
-///
-/// A field that this version of the report does not have yet is passed over, and told.
-fn check_report(report: &Value) -> Result<()> {
-    for (what, pointer, wanted) in [
-        ("the interface", "/interface", "sessions"),
-        ("the orchestrator", "/orchestrator", "kernel"),
-        ("the outcome", "/outcome", "finished"),
-    ] {
-        match report.pointer(pointer) {
-            Some(found) => ensure!(found == wanted, "{what} is {found}, not {wanted:?}"),
-            None => sh::say(&format!("lab: the report does not tell {what}")),
-        }
-    }
+fn report_of(outcome: &Outcome) -> Result<Value> {
+    serde_json::from_str(&outcome.read("report.json")?)
+        .context("report.json is not one JSON document")
+}
+
+/// What the report says at a place is what it should.
+fn expect(report: &Value, pointer: &str, wanted: impl Into<Value>) -> Result<()> {
+    let (found, wanted) = (report.pointer(pointer), wanted.into());
+    ensure!(
+        found == Some(&wanted),
+        "{pointer} of the report is {}, not {wanted}",
+        found.map_or_else(|| "missing".to_owned(), Value::to_string)
+    );
+    Ok(())
+}
+
+/// The objects of a list in the report.
+fn list<'a>(report: &'a Value, pointer: &str) -> Result<&'a Vec<Value>> {
+    report
+        .pointer(pointer)
+        .and_then(Value::as_array)
+        .with_context(|| format!("the report has no list {pointer}"))
+}
+
+/// The session of this name in the report.
+fn session<'a>(report: &'a Value, name: &str) -> Result<&'a Value> {
+    list(report, "/sessions")?
+        .iter()
+        .find(|session| session["name"] == name)
+        .with_context(|| format!("the report has no session {name}"))
+}
+
+/// That an operation failed with an errno, and how often.
+fn failed(report: &Value, operation: &str, errno: &str) -> Result<u64> {
+    list(report, "/errors")?
+        .iter()
+        .find(|error| error["operation"] == operation && error["errno"] == errno)
+        .and_then(|error| error["count"].as_u64())
+        .with_context(|| format!("the report has no {operation} that failed with {errno}"))
+}
+
+/// What any report of a live update over the lab's kexec must say.
+fn check_update(report: &Value) -> Result<()> {
+    expect(report, "/interface", "sessions")?;
+    expect(report, "/orchestrator", "kernel")?;
+    expect(report, "/outcome", "finished")?;
+    expect(report, "/events/lost", 0)?;
     // Their releases are the same where a kernel jumps into itself; but two there must be.
-    match report.get("kernels").and_then(Value::as_array) {
-        Some(kernels) => ensure!(
-            kernels.len() == 2,
-            "the report names {} kernels, not 2",
-            kernels.len()
-        ),
-        None => sh::say("lab: the report does not tell the kernels"),
-    }
-    let blackout = report
-        .get("blackout")
-        .context("the report has no blackout")?;
-    for field in ["ns", "clock", "uncertainty_ns"] {
+    let kernels = list(report, "/kernels")?;
+    ensure!(
+        kernels.len() == 2,
+        "the report names the kernels {kernels:?}"
+    );
+    expect(report, "/blackout/clock", "counter")?;
+    expect(report, "/blackout/lossy", false)?;
+    let blackout = report["blackout"]["ns"].as_u64();
+    let uncertainty = report["blackout"]["uncertainty_ns"].as_u64();
+    ensure!(
+        blackout > Some(0) && uncertainty > Some(0) && uncertainty < blackout,
+        "the blackout is {blackout:?} ± {uncertainty:?} ns"
+    );
+    let phases = list(report, "/phases")?;
+    for name in [
+        "preserve", "freeze", "shutdown", "boot", "restore", "finish",
+    ] {
         ensure!(
-            blackout.get(field).is_some_and(|value| !value.is_null()),
-            "the blackout has no {field}: {blackout}"
+            phases
+                .iter()
+                .any(|phase| phase["name"] == name && phase["known"] == true),
+            "phase {name} is not known: {phases:?}"
         );
     }
-    let files: Vec<&Value> = report
-        .pointer("/sessions")
-        .and_then(Value::as_array)
-        .context("the report has no sessions")?
-        .iter()
-        .filter_map(|session| session.get("files")?.as_array())
-        .flatten()
-        .collect();
-    ensure!(files.len() >= 3, "the report has {} files", files.len());
+    Ok(())
+}
+
+/// What the report must say of the built-in scenario.
+fn check_report(report: &Value) -> Result<()> {
+    check_update(report)?;
+    for (name, sizes) in [
+        ("guest-a", &[4 << 10, 1 << 20][..]),
+        ("guest-b", &[16 << 20]),
+    ] {
+        let session = session(report, name)?;
+        ensure!(session["outcome"] == "finished", "{session}");
+        let files = session["files"].as_array().context("no files")?;
+        ensure!(files.len() == sizes.len(), "{session}");
+        for (file, size) in files.iter().zip(sizes) {
+            ensure!(
+                file["kind"] == "memfd" && file["bytes"] == *size && file["outcome"] == "restored",
+                "{file}"
+            );
+            for span in ["preserve_ns", "freeze_ns", "restore_ns"] {
+                ensure!(file[span].as_u64() > Some(0), "{span} is not known: {file}");
+            }
+        }
+    }
+    ensure!(
+        failed(report, "preserve", "EEXIST")? == 1,
+        "{}",
+        report["errors"]
+    );
     Ok(())
 }
 
@@ -152,6 +260,21 @@ fn single_boot_selftests() -> Result<()> {
         "lab: {} of the kernel's selftests passed",
         tap.passed
     ));
+    let report = report_of(&outcome)?;
+    expect(&report, "/events/lost", 0)?;
+    for (name, tokens) in SELFTEST_SESSIONS {
+        let session = session(&report, name)?;
+        ensure!(session["outcome"] == "closed", "{session}");
+        let files = session["files"].as_array().context("no files")?;
+        let seen: Vec<u64> = files
+            .iter()
+            .filter_map(|file| file["token"].as_u64())
+            .collect();
+        ensure!(seen == tokens, "session {name} has tokens {seen:?}");
+    }
+    for (operation, errno) in SELFTEST_ERRORS {
+        failed(&report, operation, errno)?;
+    }
     Ok(())
 }
 
@@ -169,26 +292,199 @@ fn kexec_selftest() -> Result<()> {
         outcome.read("stage2.out")?.contains("TEST PASSED"),
         "luo_kexec_simple does not say that it passed"
     );
+    let report = report_of(&outcome)?;
+    check_update(&report)?;
+    let session = session(&report, "test-session")?;
+    ensure!(
+        session["files"][0]["token"] == 0x1A && session["files"][0]["outcome"] == "restored",
+        "{session}"
+    );
     Ok(())
 }
 
-/// A distribution's kernel without an orchestrator: `lu run` watches the emulated one, and records a whole
-/// update of its own example.
-fn debian_cloud() -> Result<()> {
-    let mut run = Run::new(Kernel::debian_cloud()?, folder("debian-cloud"));
-    run.includes
-        .push(Include::program(&crate::build::static_demo()?)?);
-    run.stages[0] = Some(["lu", "emulate", "--", "demo"].map(str::to_owned).to_vec());
-    run.single_boot = true;
+/// The example that makes random calls, in the lab and under the emulated orchestrator on this machine.
+fn differential() -> Result<()> {
+    let program = crate::build::static_example("sequence")?;
+    let stage = |stage: &str| {
+        format!("sequence --seed {SEED} --steps {STEPS} --stage {stage}")
+            .split(' ')
+            .map(str::to_owned)
+            .collect::<Vec<_>>()
+    };
+    let mut run = Run::new(Kernel::own()?, folder("differential"));
+    run.includes.push(Include::program(&program)?);
+    run.stages = ["1", "2"].map(|number| Some(stage(number)));
+    // What is compared is the orchestrators.
+    run.lu = None;
     let outcome = passed(&run)?;
-    let report: Value = serde_json::from_str(&outcome.read("report.json")?)
-        .context("report.json is not one JSON document")?;
-    for (field, wanted) in [("interface", "v3"), ("outcome", "finished")] {
+    let lu = crate::build::lu()?;
+    let stages = ["1", "2"].map(|number| stage(number).join(" "));
+    let script = format!(
+        "PATH=$(dirname \"$0\"):$PATH; {} >\"$1\"/emulated1.out && \"$2\" emulate kexec && {} >\"$1\"/emulated2.out",
+        stages[0], stages[1]
+    );
+    sh::run_quietly(
+        sh::command(&lu)
+            .args(["emulate", "--interface=sessions", "--", "sh", "-c", &script])
+            .args([&program, &outcome.out, &lu]),
+    )
+    .context("the same calls under the emulated orchestrator")?;
+    let mut compared = 0;
+    for number in ["1", "2"] {
+        let real = outcome.read(&format!("stage{number}.out"))?;
+        let emulated = outcome.read(&format!("emulated{number}.out"))?;
+        for (index, (real, emulated)) in real.lines().zip(emulated.lines()).enumerate() {
+            ensure!(
+                real == emulated,
+                "stage {number}, line {}:\n  kernel:   {real}\n  emulated: {emulated}",
+                index + 1
+            );
+        }
+        let (lines, others) = (real.lines().count(), emulated.lines().count());
         ensure!(
-            report[field] == wanted,
-            "the report's {field} is {}, not {wanted}",
-            report[field]
+            lines == others && lines >= STEPS,
+            "stage {number}: {lines} lines from the kernel, {others} from the emulated orchestrator"
+        );
+        compared += lines;
+    }
+    sh::say(&format!("lab: {compared} steps compared"));
+    Ok(())
+}
+
+fn contention() -> Result<()> {
+    let mut run = Run::new(Kernel::own()?, folder("contention"));
+    run.includes
+        .push(Include::program(&crate::build::static_example("contend")?)?);
+    run.includes
+        .push(Include::program(&crate::build::lu_static()?)?);
+    run.stages[0] = Some(["contend", "lu", "3"].map(str::to_owned).to_vec());
+    run.single_boot = true;
+    run.lu = None;
+    let outcome = passed(&run)?;
+    let seen: Value = serde_json::from_str(&outcome.read("stage1.out")?)?;
+    sh::say(&format!("lab: {seen}"));
+    ensure!(seen["opened"].as_u64() > Some(1000), "{seen}");
+    ensure!(
+        seen["recorders"] == seen["rounds"],
+        "lu got no flight recorder: {seen}"
+    );
+    ensure!(
+        seen["longest_refusal_ns"].as_u64() < Some(REFUSED_AT_MOST_NS),
+        "refused for longer than 5 ms: {seen}"
+    );
+    Ok(())
+}
+
+/// The stress example; the buffers are made for so many events at once.
+pub fn stress_run(sessions: u64, files: u64, with_lu: bool, out: PathBuf) -> Result<Run> {
+    let mut run = Run::new(Kernel::own()?, out);
+    run.includes
+        .push(Include::program(&crate::build::static_example("stress")?)?);
+    run.stages = ["preserve", "restore"].map(|step| {
+        Some(vec![
+            "stress".to_owned(),
+            step.to_owned(),
+            sessions.to_string(),
+            files.to_string(),
+        ])
+    });
+    run.memory = "4G".into();
+    run.limit = 4 * super::LIMIT;
+    run.with_trace = false;
+    run.lu = with_lu.then(|| {
+        ["--ring-buffer=64MiB", "--recorder=256MiB"]
+            .map(str::to_owned)
+            .to_vec()
+    });
+    Ok(run)
+}
+
+fn stress() -> Result<()> {
+    let outcome = passed(&stress_run(100, 100, true, folder("stress"))?)?;
+    let report = report_of(&outcome)?;
+    check_update(&report)?;
+    let restored = list(&report, "/sessions")?
+        .iter()
+        .filter(|session| session["name"] != "lu-recorder")
+        .filter_map(|session| session["files"].as_array())
+        .flatten()
+        .filter(|file| file["outcome"] == "restored")
+        .count();
+    ensure!(restored == 10_000, "{restored} files restored, not 10000");
+    Ok(())
+}
+
+/// What a single boot with a command of lu's own says.
+fn said_by(mut run: Run, command: &[&str]) -> Result<(i64, Value)> {
+    run.includes
+        .push(Include::program(&crate::build::lu_static()?)?);
+    run.stages[0] = Some(command.iter().map(|&word| word.to_owned()).collect());
+    run.single_boot = true;
+    run.lu = None;
+    setup::ensure(setup::For::Lab)?;
+    let outcome = run.start()?;
+    let status: Value = serde_json::from_str(&outcome.read("status.json")?)?;
+    let code = status["stages"][0]["code"].as_i64();
+    let text = outcome.read("stage1.out")?;
+    Ok((
+        code.with_context(|| format!("{command:?} did not exit: {status}"))?,
+        serde_json::from_str(&text).with_context(|| format!("{command:?} said {text}"))?,
+    ))
+}
+
+fn doctor() -> Result<()> {
+    let run = || Ok::<_, anyhow::Error>(Run::new(Kernel::own()?, folder("doctor")));
+    let (code, hooks) = said_by(run()?, &["lu", "doctor", "--hooks", "--json"])?;
+    let verdicts = list(&hooks, "/hooks")?;
+    ensure!(
+        code == 0 && verdicts.len() >= 25 && verdicts.iter().all(|hook| hook["verdict"] == "same"),
+        "doctor --hooks exits {code}: {hooks:#}"
+    );
+    let (code, diagnosis) = said_by(run()?, &["lu", "doctor", "--json"])?;
+    expect(&diagnosis, "/orchestrator/kind", "kernel")?;
+    expect(&diagnosis, "/orchestrator/interface", "sessions")?;
+    let hooks = list(&diagnosis, "/hooks")?;
+    ensure!(
+        code == 0 && hooks.iter().all(|hook| hook["attached"] == "fentry"),
+        "doctor exits {code}: {diagnosis:#}"
+    );
+    Ok(())
+}
+
+/// A distribution's kernel without an orchestrator: doctor says what is missing; `lu run` watches the
+/// emulated one, and records a whole update of its own example.
+fn debian_cloud() -> Result<()> {
+    let kernel = Kernel::debian_cloud()?;
+    let mut run = Run::new(kernel.clone(), folder("debian-cloud-doctor"));
+    run.append = "lsm=landlock,lockdown,yama,bpf".into();
+    let (code, diagnosis) = said_by(run, &["lu", "doctor", "--json"])?;
+    expect(&diagnosis, "/verdict", "degraded")?;
+    expect(&diagnosis, "/orchestrator/kind", Value::Null)?;
+    ensure!(code == 1, "doctor exits {code}");
+    let checks = list(&diagnosis, "/checks")?;
+    for name in [
+        "uprobe",
+        "kprobe",
+        "kretprobe",
+        "fentry",
+        "fexit",
+        "lsm",
+        "LSM list",
+        "FUSE",
+    ] {
+        let check = checks.iter().find(|check| check["name"] == name);
+        ensure!(
+            check.is_some_and(|check| check["ok"] == true),
+            "doctor does not find {name}: {check:?}"
         );
     }
-    Ok(())
+    let mut run = Run::new(kernel, folder("debian-cloud"));
+    run.includes
+        .push(Include::program(&crate::build::static_example("demo")?)?);
+    run.stages[0] = Some(["lu", "emulate", "--", "demo"].map(str::to_owned).to_vec());
+    run.single_boot = true;
+    let report = report_of(&passed(&run)?)?;
+    expect(&report, "/interface", "v3")?;
+    expect(&report, "/orchestrator", "emulated")?;
+    expect(&report, "/outcome", "finished")
 }

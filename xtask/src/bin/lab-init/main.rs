@@ -138,10 +138,9 @@ impl Guest {
         if self.plan.shell {
             return self.shell();
         }
-        let recorder = if self.plan.with_lu {
-            Some(self.start_recorder()?)
-        } else {
-            None
+        let recorder = match self.plan.lu.clone() {
+            Some(args) => Some(self.start_recorder(&args)?),
+            None => None,
         };
         let passed = self.stage()?;
         if jumps && passed {
@@ -153,7 +152,9 @@ impl Guest {
         if let Some(recorder) = recorder {
             self.stop_recorder(recorder)?;
             self.report("report", "report.json")?;
-            self.report("trace", "trace.jsonl")?;
+            if self.plan.with_trace {
+                self.report("trace", "trace.jsonl")?;
+            }
         }
         self.outbox.carry()?;
         tell_on_port(&Step::Done)
@@ -220,11 +221,11 @@ impl Guest {
     }
 
     /// `lu run`, once it watches.
-    fn start_recorder(&mut self) -> Result<i32> {
+    fn start_recorder(&mut self, args: &[String]) -> Result<i32> {
         let name = format!("lu-run-{}", self.boot);
         fs::create_dir_all(Path::new(JOURNAL).parent().context("a folder")?)?;
         let mut command = Command::new("lu");
-        command.args(["run", "--journal", JOURNAL]);
+        command.args(["run", "--journal", JOURNAL]).args(args);
         let pid = Programs::start_into(command, &name)?;
         let said = Path::new(outbox::FOLDER).join(format!("{name}.err"));
         let deadline = Instant::now() + ATTACH;
