@@ -64,7 +64,7 @@ impl Args {
 }
 
 /// How long a kexec may take from the freeze to the jump before we sleep again.
-const URGENT: Duration = Duration::from_secs(120);
+const URGENT: Duration = Duration::from_mins(2);
 
 struct Run {
     /// The clocks at the start: attaching takes long enough to know the counter's frequency by, should the

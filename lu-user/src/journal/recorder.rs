@@ -141,17 +141,18 @@ impl Recorder {
 
     fn write(&self, at: usize, bytes: &[u8]) {
         assert!(at + bytes.len() <= self.memory.len());
+        // SAFETY: `at` is within the mapping.
+        let to = unsafe { self.memory.as_mut_ptr().add(at) };
         // SAFETY: the range is within the mapping, which nobody else in this process writes to.
-        unsafe {
-            let to = self.memory.as_mut_ptr().add(at);
-            to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len());
-        }
+        unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) };
     }
 
     fn field(&self, offset: usize) -> &AtomicU64 {
+        // SAFETY: the header is within the mapping.
+        let field = unsafe { self.memory.as_mut_ptr().add(offset) };
         // SAFETY: the mapping begins at a page and the field at a multiple of eight within it; it lives as
         // long as `self`, and is touched through atomic operations alone.
-        unsafe { AtomicU64::from_ptr(self.memory.as_mut_ptr().add(offset).cast()) }
+        unsafe { AtomicU64::from_ptr(field.cast()) }
     }
 }
 

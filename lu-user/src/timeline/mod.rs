@@ -55,6 +55,7 @@ impl Timeline {
     }
 
     /// All updates, oldest first, those under way last.
+    #[must_use]
     pub fn updates(&self) -> impl DoubleEndedIterator<Item = &Update> {
         self.past
             .iter()

@@ -64,8 +64,10 @@ pub fn end_at_ctrl_c() -> Result<()> {
 pub enum Accelerator {
     /// The host's processor.
     Kvm,
-    /// QEMU's software emulation.
+    /// QEMU's software emulation, a thread for each processor.
     Tcg,
+    /// The same in one thread, which is slower.
+    TcgInOneThread,
 }
 
 impl Accelerator {
@@ -74,6 +76,7 @@ impl Accelerator {
         match self {
             Self::Kvm => "kvm",
             Self::Tcg => "tcg",
+            Self::TcgInOneThread => "tcg in one thread",
         }
     }
 
@@ -105,6 +108,7 @@ impl Accelerator {
         match self {
             Self::Kvm => ["-accel", "kvm", "-cpu", "host"],
             Self::Tcg => ["-accel", "tcg,thread=multi", "-cpu", "max"],
+            Self::TcgInOneThread => ["-accel", "tcg,thread=single", "-cpu", "max"],
         }
     }
 }

@@ -105,6 +105,10 @@ pub struct Run {
     pub lu: Option<Vec<String>>,
     /// The trace, which takes its time where there are many events.
     pub with_trace: bool,
+    /// Emulate both processors in one thread. With a thread for each, QEMU (seen with 7.2) goes on running code
+    /// that the other processor has just replaced, as happens where programs are attached to and detached
+    /// from functions that are called all the time; the guest's kernel dies of the `int3` that is no more.
+    pub patches_busy_code: bool,
     /// Where what it brings out goes; created.
     pub out: PathBuf,
 }
@@ -155,6 +159,7 @@ impl Run {
             single_boot: false,
             lu: Some(Vec::new()),
             with_trace: true,
+            patches_busy_code: false,
             out,
         }
     }
@@ -174,7 +179,10 @@ impl Run {
     ///
     /// Where the lab itself fails, or the guest dies; what failed in the guest is in the outcome.
     pub fn start(&self) -> Result<Outcome> {
-        let accelerator = Accelerator::choose(&self.kernel.image)?;
+        let accelerator = match Accelerator::choose(&self.kernel.image)? {
+            Accelerator::Tcg if self.patches_busy_code => Accelerator::TcgInOneThread,
+            chosen => chosen,
+        };
         let mut attempts = 1;
         loop {
             match self.attempt(accelerator)? {
@@ -182,7 +190,7 @@ impl Run {
                 Attempt::Died {
                     death,
                     before_init: true,
-                } if accelerator == Accelerator::Tcg && attempts < ATTEMPTS => {
+                } if accelerator != Accelerator::Kvm && attempts < ATTEMPTS => {
                     attempts += 1;
                     sh::say(&format!(
                         "lab: {}; it died before init, which emulation may be the cause of: once more",

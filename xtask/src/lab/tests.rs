@@ -358,6 +358,7 @@ fn contention() -> Result<()> {
     run.includes
         .push(Include::program(&crate::build::lu_static()?)?);
     run.stages[0] = Some(["contend", "lu", "3"].map(str::to_owned).to_vec());
+    run.patches_busy_code = true;
     run.single_boot = true;
     run.lu = None;
     let outcome = passed(&run)?;
