@@ -75,9 +75,11 @@ numbered! {
         FilePrepare = 14, "file_prepare";
         /// The freeze callback of one file.
         FileFreeze = 15, "file_freeze";
-        /// The preserve callback of one file (sessions).
+        /// The preserve callback of one file (sessions). It is not sent: its time is in
+        /// [`Call::op_ns`] of the [`Kind::Preserve`] around it.
         FilePreserve = 16, "file_preserve";
-        /// The retrieve callback of one file (sessions).
+        /// The retrieve callback of one file (sessions). It is not sent: its time is in
+        /// [`Call::op_ns`] of the [`Kind::Restore`] around it.
         FileRetrieve = 17, "file_retrieve";
         /// The finish callback of one file (sessions).
         FileFinish = 18, "file_finish";
@@ -304,6 +306,8 @@ pub mod known {
     pub const EVENT: u16 = 1 << 4;
     /// [`Call::session`](super::Call::session).
     pub const SESSION: u16 = 1 << 5;
+    /// [`Call::op_ns`](super::Call::op_ns).
+    pub const OP: u16 = 1 << 6;
 }
 
 /// What every record begins with.
@@ -360,8 +364,10 @@ pub struct Call {
     pub known: u16,
     /// The session, see [`session_id`].
     pub session: u64,
+    /// Time in the file handler's callback, in nanoseconds.
+    pub op_ns: u64,
     /// 0: room for what comes.
-    pub reserved: [u8; 24],
+    pub reserved: [u8; 16],
 }
 
 /// One event, as it crosses the ring buffer.
@@ -544,6 +550,12 @@ impl Record {
     #[must_use]
     pub fn session(&self) -> Option<u64> {
         self.knows(known::SESSION).then_some(self.call.session)
+    }
+
+    /// Time in the file handler's callback, in nanoseconds.
+    #[must_use]
+    pub fn op_ns(&self) -> Option<u64> {
+        self.knows(known::OP).then_some(self.call.op_ns)
     }
 
     /// The name of a session ([`Kind::Name`]), as 64 bytes.

@@ -6,8 +6,7 @@ use core::mem::MaybeUninit;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_ns};
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{LruHashMap, PerCpuArray, RingBuf};
-use lu_common::event::{self, Call, Counters, Kind, Record, Task, known, session_id_of};
-
+use lu_common::event::{self, Call, Counters, Kind, Record, Task, session_id_of};
 use zerocopy::FromZeros;
 
 use crate::attach::{Name, Orchestrator};
@@ -44,7 +43,11 @@ unsafe fn clear<T: FromZeros>(at: *mut T) {
     }
 }
 
-/// One system call into the orchestrator, from its outermost function to that one's return.
+/// How deep functions with hooks call each other, at most: reboot(2), `liveupdate_reboot`,
+/// `luo_session_serialize`, `luo_file_freeze`, `memfd_luo_freeze`.
+const DEPTH: usize = 5;
+
+/// One call into the orchestrator, from its outermost function to that one's return.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Context {
@@ -52,23 +55,18 @@ pub struct Context {
     pub task: Task,
     /// What is known so far of what the call is about: inner functions add to it.
     pub call: Call,
-    /// The kind of the outermost function, whose return ends the call.
-    outermost: u64,
+    /// The functions that were entered and have not returned, the outermost first.
+    within: [Entered; DEPTH],
 }
 
 /// One function of the orchestrator that has been entered.
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, FromZeros)]
 pub struct Entered {
     pub t_ns: u64,
     /// The argument that the exit needs, mostly a pointer.
     pub arg: u64,
-}
-
-#[repr(C)]
-#[derive(Clone, Copy)]
-struct Function {
-    thread: u64,
+    /// The [`Kind`]; 0: no function.
     kind: u64,
 }
 
@@ -76,9 +74,6 @@ struct Function {
 /// nothing for ever.
 #[map]
 static CONTEXTS: LruHashMap<u64, Context> = LruHashMap::with_max_entries(4096, 0);
-
-#[map]
-static ENTERED: LruHashMap<Function, Entered> = LruHashMap::with_max_entries(8192, 0);
 
 /// The token under which each `struct file` was preserved. The kernel gives callbacks the file alone.
 #[map]
@@ -109,38 +104,26 @@ pub fn count(field: impl Fn(&mut Counters) -> *mut u64) -> u64 {
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(counter, 1) }
 }
 
-/// Remembers who calls, at the outermost function, given the pointer that tells it.
-pub fn open_context<O: Orchestrator>(kind: Kind, pointer: u64) {
-    begin(kind, O::caller(pointer));
+/// Begins a call at its outermost function, given the pointer that tells who calls.
+pub fn open<O: Orchestrator>(pointer: u64) {
+    begin(O::caller(pointer));
 }
 
-/// The same at a function that is an inner one where the outer ones have hooks.
-pub fn ensure_context<O: Orchestrator>(kind: Kind) {
-    if context().is_none() {
-        begin(kind, O::unannounced());
-    }
+/// Begins a call of this task. Without knowing whose it is, it is nobody's.
+fn begin(task: Option<Task>) {
+    let context = Context {
+        task: task.unwrap_or_else(|| Task {
+            none: 1,
+            ..zeroed()
+        }),
+        call: zeroed(),
+        within: zeroed(),
+    };
+    let _ = CONTEXTS.insert(bpf_get_current_pid_tgid(), context, 0);
 }
 
-fn begin(kind: Kind, task: Option<Task>) {
-    if let Some(task) = task {
-        let context = Context {
-            task,
-            call: zeroed(),
-            outermost: kind as u64,
-        };
-        let _ = CONTEXTS.insert(bpf_get_current_pid_tgid(), context, 0);
-    }
-}
-
-/// Forgets who called, at the return of the function of `kind`, if that was the outermost one.
-pub fn close_context(kind: Kind) {
-    if context().is_some_and(|context| context.outermost == kind as u64) {
-        let _ = CONTEXTS.remove(bpf_get_current_pid_tgid());
-    }
-}
-
-/// Forgets who called, whoever it was: the new kernel begins.
-pub fn forget_context() {
+/// Forgets the call that this task is in, if any: the new kernel begins.
+pub fn forget() {
     let _ = CONTEXTS.remove(bpf_get_current_pid_tgid());
 }
 
@@ -152,37 +135,81 @@ pub fn context<'a>() -> Option<&'a mut Context> {
         .map(|context| unsafe { &mut *context })
 }
 
-/// Adds to what is known of the call that this task is in.
-pub fn learn(update: impl Fn(&mut Call)) {
-    if let Some(context) = context() {
-        update(&mut context.call);
+/// Remembers that this task has entered the function of `kind`, and adds what that tells of the call. Where
+/// the outer functions have no hook, the call begins here.
+pub fn enter<O: Orchestrator>(kind: Kind, arg: u64, learn: impl Fn(&mut Call)) {
+    if context().is_none() {
+        begin(O::unannounced());
+    }
+    let Some(context) = context() else { return };
+    learn(&mut context.call);
+    let entered = Entered {
+        // SAFETY: the helper has no preconditions.
+        t_ns: unsafe { bpf_ktime_get_ns() },
+        arg,
+        kind: kind as u64,
+    };
+    if let Some(free) = context.within.iter_mut().find(|within| within.kind == 0) {
+        *free = entered;
     }
 }
 
-/// Forgets the session of the call that this task is in.
-pub fn forget_session() {
-    learn(|call| call.known &= !known::SESSION);
+/// Takes back what [`enter`] remembered; a missing entry is counted.
+pub fn leave(context: &mut Context, kind: Kind) -> Option<Entered> {
+    let found = context
+        .within
+        .iter_mut()
+        .find(|within| within.kind == kind as u64);
+    let Some(found) = found else {
+        count(|counters| &raw mut counters.no_entry);
+        return None;
+    };
+    let entered = *found;
+    found.kind = 0;
+    Some(entered)
 }
 
-/// Notes which session the call is about, given where its name is. The first time that the name is seen
-/// it is sent too, so that user space can tell what the id stands for.
+/// Forgets the call once its outermost function has returned.
+pub fn end(context: &Context) {
+    if context.within[0].kind == 0 {
+        forget();
+    }
+}
+
+impl Context {
+    /// Whether it is in the function of `kind`.
+    pub fn is_within(&self, kind: Kind) -> bool {
+        self.within.iter().any(|within| within.kind == kind as u64)
+    }
+}
+
+impl Entered {
+    /// How long ago that was, in nanoseconds.
+    pub fn elapsed(&self) -> u64 {
+        // SAFETY: the helper has no preconditions.
+        unsafe { bpf_ktime_get_ns() }.wrapping_sub(self.t_ns)
+    }
+}
+
+/// A missing entry where there is not even a call.
+pub fn count_missing() {
+    count(|counters| &raw mut counters.no_entry);
+}
+
+/// The session whose name is at an address. The first time that the name is seen it is sent too, so that
+/// user space can tell what the id stands for.
 #[expect(
     clippy::inline_always,
     reason = "the verifier refuses an `Option` as a function's argument: its value may be uninitialised"
 )]
 #[inline(always)]
-pub fn learn_session<O: Orchestrator>(at: Option<u64>, flags: u8) {
-    let Some(name) = at.and_then(O::name) else {
-        return;
-    };
+pub fn session<O: Orchestrator>(at: Option<u64>, flags: u8) -> Option<u64> {
+    let name = O::name(at?)?;
     let id = session_id_of(&name);
-    learn(|call| {
-        call.session = id;
-        call.known |= known::SESSION;
-    });
     if NAMED.get_ptr(id).is_none() && send_name::<O>(&name, flags) {
         let _ = NAMED.insert(id, 1, 0);
     }
+    Some(id)
 }
 
 /// Remembers the token of a `struct file`.
@@ -198,38 +225,6 @@ pub fn token_of(file: u64) -> Option<u64> {
     })
 }
 
-fn function(kind: Kind) -> Function {
-    Function {
-        thread: bpf_get_current_pid_tgid(),
-        kind: kind as u64,
-    }
-}
-
-/// Remembers that this task has entered the function of `kind`.
-pub fn enter(kind: Kind, arg: u64) {
-    // SAFETY: the helper has no preconditions.
-    let t_ns = unsafe { bpf_ktime_get_ns() };
-    let _ = ENTERED.insert(function(kind), Entered { t_ns, arg }, 0);
-}
-
-/// Whether this task has entered the function of `kind` and not left it.
-pub fn is_within(kind: Kind) -> bool {
-    ENTERED.get_ptr(function(kind)).is_some()
-}
-
-/// Takes back what [`enter`] remembered; a missing entry is counted.
-pub fn leave(kind: Kind) -> Option<Entered> {
-    let key = function(kind);
-    let Some(entered) = ENTERED.get_ptr(key) else {
-        count(|counters| &raw mut counters.no_entry);
-        return None;
-    };
-    // SAFETY: the pointer is into the map, and the entry is this thread's own.
-    let entered = unsafe { *entered };
-    let _ = ENTERED.remove(key);
-    Some(entered)
-}
-
 /// When a record was made and what came of it.
 struct Stamp {
     kind: Kind,
@@ -240,27 +235,15 @@ struct Stamp {
 }
 
 /// Sends the record of a function that returns `ret`.
-pub fn send_exit<O: Orchestrator>(
-    kind: Kind,
-    flags: u8,
-    entered: &Entered,
-    ret: i64,
-    call: Option<&Call>,
-) {
-    // SAFETY: the helper has no preconditions.
-    let now = unsafe { bpf_ktime_get_ns() };
+pub fn send_exit<O: Orchestrator>(kind: Kind, flags: u8, entered: &Entered, ret: i64, call: &Call) {
     let stamp = Stamp {
         kind,
         flags: flags | event::flags::EXIT,
         t_ns: entered.t_ns,
-        dur_ns: now.wrapping_sub(entered.t_ns),
+        dur_ns: entered.elapsed(),
         ret: ret as i32,
     };
-    send::<O>(&stamp, |record| {
-        if let Some(call) = call {
-            record.call = *call;
-        }
-    });
+    send::<O>(&stamp, |record| record.call = *call);
 }
 
 /// Sends the record of a function that has been entered and may never return.

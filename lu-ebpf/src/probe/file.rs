@@ -6,11 +6,9 @@ use super::{Handler, send_call};
 use crate::attach::{Entry, Exit, Orchestrator};
 use crate::task;
 
-pub(super) fn learn_token(token: u64) {
-    task::learn(|call| {
-        call.token = token;
-        call.known |= known::TOKEN;
-    });
+pub(super) fn set_token(call: &mut Call, token: u64) {
+    call.token = token;
+    call.known |= known::TOKEN;
 }
 
 pub(super) fn describe<O: Orchestrator>(call: &mut Call, file: u64) {
@@ -26,13 +24,12 @@ pub struct Preserve;
 
 impl Handler for Preserve {
     fn entry<E: Entry>(entry: &E) {
-        learn_token(entry.arg(0));
-        let fd = entry.arg(1) as i32;
-        task::learn(|call| {
+        let (token, fd) = (entry.arg(0), entry.arg(1) as i32);
+        task::enter::<E::Orchestrator>(Kind::Preserve, 0, |call| {
+            set_token(call, token);
             call.fd = fd;
             call.known |= known::FD;
         });
-        task::enter(Kind::Preserve, 0);
     }
 
     fn exit<X: Exit>(exit: &X) {
@@ -45,8 +42,8 @@ pub struct Unpreserve;
 
 impl Handler for Unpreserve {
     fn entry<E: Entry>(entry: &E) {
-        learn_token(entry.arg(0));
-        task::enter(Kind::Unpreserve, 0);
+        let token = entry.arg(0);
+        task::enter::<E::Orchestrator>(Kind::Unpreserve, 0, |call| set_token(call, token));
     }
 
     fn exit<X: Exit>(exit: &X) {
@@ -59,8 +56,8 @@ pub struct Restore;
 
 impl Handler for Restore {
     fn entry<E: Entry>(entry: &E) {
-        learn_token(entry.arg(0));
-        task::enter(Kind::Restore, entry.arg(1));
+        let token = entry.arg(0);
+        task::enter::<E::Orchestrator>(Kind::Restore, entry.arg(1), |call| set_token(call, token));
     }
 
     fn exit<X: Exit>(exit: &X) {
@@ -70,20 +67,22 @@ impl Handler for Restore {
 
 /// The exit of `luo_retrieve_file` in both interfaces: the file is where its last argument pointed.
 pub(super) fn leave_restore<X: Exit>(exit: &X) {
-    let Some(entered) = task::leave(Kind::Restore) else {
+    let kind = Kind::Restore;
+    let Some(context) = task::context() else {
+        task::count_missing();
         return;
     };
-    let call = task::context().map(|context| {
+    if let Some(entered) = task::leave(context, kind) {
         if exit.ret() == 0
             && let Some(file) = X::Orchestrator::pointer(entered.arg)
         {
             describe::<X::Orchestrator>(&mut context.call, file);
             task::name_file(file, context.call.token);
         }
-        &context.call
-    });
-    let kind = Kind::Restore;
-    task::send_exit::<X::Orchestrator>(kind, exit.flags(), &entered, exit.ret(), call);
+        let (flags, ret) = (exit.flags(), exit.ret());
+        task::send_exit::<X::Orchestrator>(kind, flags, &entered, ret, &context.call);
+    }
+    task::end(context);
 }
 
 /// `static bool memfd_luo_can_preserve(struct liveupdate_file_handler *, struct file *)`, v3 patch 27 and
@@ -105,20 +104,23 @@ impl Handler for CanPreserve {
 }
 
 fn enter_callback<E: Entry>(kind: Kind, entry: &E) {
-    task::enter(kind, entry.arg(1));
+    task::enter::<E::Orchestrator>(kind, entry.arg(1), |_| {});
 }
 
 fn leave_callback<X: Exit>(kind: Kind, exit: &X) {
-    let Some(entered) = task::leave(kind) else {
+    let Some(context) = task::context() else {
+        task::count_missing();
         return;
     };
-    let mut call: Call = task::zeroed();
-    describe::<X::Orchestrator>(&mut call, entered.arg);
-    if let Some(token) = task::token_of(entered.arg) {
-        call.token = token;
-        call.known |= known::TOKEN;
+    if let Some(entered) = task::leave(context, kind) {
+        let mut call: Call = task::zeroed();
+        describe::<X::Orchestrator>(&mut call, entered.arg);
+        if let Some(token) = task::token_of(entered.arg) {
+            set_token(&mut call, token);
+        }
+        task::send_exit::<X::Orchestrator>(kind, exit.flags(), &entered, exit.ret(), &call);
     }
-    task::send_exit::<X::Orchestrator>(kind, exit.flags(), &entered, exit.ret(), Some(&call));
+    task::end(context);
 }
 
 /// `static int memfd_luo_prepare(struct liveupdate_file_handler *, struct file *, u64 *)`, v3 patch 27.

@@ -28,9 +28,12 @@ fn send_void_call<X: Exit>(kind: Kind, exit: &X) {
 }
 
 fn send_call_with<X: Exit>(kind: Kind, exit: &X, ret: i64) {
-    let Some(entered) = task::leave(kind) else {
+    let Some(context) = task::context() else {
+        task::count_missing();
         return;
     };
-    let call = task::context().map(|context| &context.call);
-    task::send_exit::<X::Orchestrator>(kind, exit.flags(), &entered, ret, call);
+    if let Some(entered) = task::leave(context, kind) {
+        task::send_exit::<X::Orchestrator>(kind, exit.flags(), &entered, ret, &context.call);
+    }
+    task::end(context);
 }

@@ -20,8 +20,8 @@ impl Handler for SysReboot {
         if E::Orchestrator::reboot_command(registers) != Some(REBOOT_KEXEC) {
             return;
         }
-        task::open_context::<E::Orchestrator>(Kind::Kexec, registers);
-        task::enter(Kind::Kexec, 0);
+        task::open::<E::Orchestrator>(registers);
+        task::enter::<E::Orchestrator>(Kind::Kexec, 0, |_| {});
         task::send_entry::<E::Orchestrator>(Kind::Kexec, entry.flags(), None);
     }
 
@@ -29,7 +29,6 @@ impl Handler for SysReboot {
         // Another command than KEXEC: nothing was remembered, and nothing is missing.
         if task::context().is_some() {
             send_call(Kind::Kexec, exit);
-            task::close_context(Kind::Kexec);
         }
     }
 }
@@ -39,7 +38,7 @@ pub struct Reboot;
 
 impl Handler for Reboot {
     fn entry<E: Entry>(entry: &E) {
-        task::enter(Kind::Reboot, 0);
+        task::enter::<E::Orchestrator>(Kind::Reboot, 0, |_| {});
         task::send_entry::<E::Orchestrator>(Kind::Reboot, entry.flags(), known_call());
     }
 
@@ -64,8 +63,8 @@ pub struct Boot;
 
 impl Handler for Boot {
     fn entry<E: Entry>(_entry: &E) {
-        task::forget_context();
-        task::enter(Kind::Boot, 0);
+        task::forget();
+        task::enter::<E::Orchestrator>(Kind::Boot, 0, |_| {});
     }
 
     fn exit<X: Exit>(exit: &X) {
@@ -84,7 +83,7 @@ macro_rules! parts {
             fn entry<E: Entry>(entry: &E) {
                 // Ordinary reboots come this way too.
                 if task::context().is_some() {
-                    task::enter(Kind::$kind, 0);
+                    task::enter::<E::Orchestrator>(Kind::$kind, 0, |_| {});
                     task::send_entry::<E::Orchestrator>(Kind::$kind, entry.flags(), None);
                 }
             }

@@ -3,17 +3,34 @@
 
 use lu_common::event::{Call, Kind, known};
 
-use super::file::{describe, learn_token, leave_restore};
+use super::file::{describe, leave_restore, set_token};
 use super::{Handler, send_call, send_void_call};
 use crate::attach::{Entry, Exit, Orchestrator};
 use crate::task;
 
-/// The session behind a `struct luo_file_set *`.
-fn learn_set<E: Entry>(entry: &E) {
-    task::learn_session::<E::Orchestrator>(
-        E::Orchestrator::name_of_set(entry.arg(0)),
-        entry.flags(),
-    );
+/// The session behind a `struct luo_file_set *`, the first argument.
+fn session_of_set<E: Entry>(entry: &E) -> Option<u64> {
+    let at = E::Orchestrator::name_of_set(entry.arg(0));
+    task::session::<E::Orchestrator>(at, entry.flags())
+}
+
+/// The session behind the `struct file *` of one.
+fn session_of_file<E: Entry>(entry: &E, file: u64) -> Option<u64> {
+    let at = E::Orchestrator::name_of_file(file);
+    task::session::<E::Orchestrator>(at, entry.flags())
+}
+
+fn set_session(call: &mut Call, session: Option<u64>) {
+    if let Some(session) = session {
+        call.session = session;
+        call.known |= known::SESSION;
+    }
+}
+
+/// The session of a name, the first argument.
+fn enter_named<E: Entry>(kind: Kind, entry: &E) {
+    let session = task::session::<E::Orchestrator>(Some(entry.arg(0)), entry.flags());
+    task::enter::<E::Orchestrator>(kind, 0, |call| set_session(call, session));
 }
 
 /// `int luo_session_create(const char *name, struct file **)`.
@@ -21,14 +38,11 @@ pub struct Create;
 
 impl Handler for Create {
     fn entry<E: Entry>(entry: &E) {
-        task::ensure_context::<E::Orchestrator>(Kind::SessionCreate);
-        task::learn_session::<E::Orchestrator>(Some(entry.arg(0)), entry.flags());
-        task::enter(Kind::SessionCreate, 0);
+        enter_named(Kind::SessionCreate, entry);
     }
 
     fn exit<X: Exit>(exit: &X) {
         send_call(Kind::SessionCreate, exit);
-        task::close_context(Kind::SessionCreate);
     }
 }
 
@@ -37,14 +51,11 @@ pub struct Retrieve;
 
 impl Handler for Retrieve {
     fn entry<E: Entry>(entry: &E) {
-        task::ensure_context::<E::Orchestrator>(Kind::SessionRetrieve);
-        task::learn_session::<E::Orchestrator>(Some(entry.arg(0)), entry.flags());
-        task::enter(Kind::SessionRetrieve, 0);
+        enter_named(Kind::SessionRetrieve, entry);
     }
 
     fn exit<X: Exit>(exit: &X) {
         send_call(Kind::SessionRetrieve, exit);
-        task::close_context(Kind::SessionRetrieve);
     }
 }
 
@@ -54,15 +65,14 @@ pub struct Release;
 impl Handler for Release {
     fn entry<E: Entry>(entry: &E) {
         let file = entry.arg(1);
-        task::open_context::<E::Orchestrator>(Kind::SessionRelease, file);
-        // The session is gone at the exit.
-        task::learn_session::<E::Orchestrator>(E::Orchestrator::name_of_file(file), entry.flags());
-        task::enter(Kind::SessionRelease, 0);
+        task::open::<E::Orchestrator>(file);
+        // At the exit the session is gone.
+        let session = session_of_file(entry, file);
+        task::enter::<E::Orchestrator>(Kind::SessionRelease, 0, |call| set_session(call, session));
     }
 
     fn exit<X: Exit>(exit: &X) {
         send_call(Kind::SessionRelease, exit);
-        task::close_context(Kind::SessionRelease);
     }
 }
 
@@ -71,20 +81,18 @@ pub struct Ioctl;
 
 impl Handler for Ioctl {
     fn entry<E: Entry>(entry: &E) {
-        let file = entry.arg(0);
-        task::open_context::<E::Orchestrator>(Kind::Ioctl, file);
-        let cmd = entry.arg(1) as u32;
-        task::learn(|call| {
+        let (file, cmd) = (entry.arg(0), entry.arg(1) as u32);
+        task::open::<E::Orchestrator>(file);
+        let session = session_of_file(entry, file);
+        task::enter::<E::Orchestrator>(Kind::Ioctl, 0, |call| {
+            set_session(call, session);
             call.cmd = cmd;
             call.known |= known::CMD;
         });
-        task::learn_session::<E::Orchestrator>(E::Orchestrator::name_of_file(file), entry.flags());
-        task::enter(Kind::Ioctl, 0);
     }
 
     fn exit<X: Exit>(exit: &X) {
         send_call(Kind::Ioctl, exit);
-        task::close_context(Kind::Ioctl);
     }
 }
 
@@ -93,20 +101,18 @@ pub struct PreserveFile;
 
 impl Handler for PreserveFile {
     fn entry<E: Entry>(entry: &E) {
-        task::ensure_context::<E::Orchestrator>(Kind::Preserve);
-        learn_set(entry);
-        learn_token(entry.arg(1));
-        let fd = entry.arg(2) as i32;
-        task::learn(|call| {
+        let session = session_of_set(entry);
+        let (token, fd) = (entry.arg(1), entry.arg(2) as i32);
+        task::enter::<E::Orchestrator>(Kind::Preserve, 0, |call| {
+            set_session(call, session);
+            set_token(call, token);
             call.fd = fd;
             call.known |= known::FD;
         });
-        task::enter(Kind::Preserve, 0);
     }
 
     fn exit<X: Exit>(exit: &X) {
         send_call(Kind::Preserve, exit);
-        task::close_context(Kind::Preserve);
     }
 }
 
@@ -115,15 +121,16 @@ pub struct RestoreFile;
 
 impl Handler for RestoreFile {
     fn entry<E: Entry>(entry: &E) {
-        task::ensure_context::<E::Orchestrator>(Kind::Restore);
-        learn_set(entry);
-        learn_token(entry.arg(1));
-        task::enter(Kind::Restore, entry.arg(2));
+        let session = session_of_set(entry);
+        let token = entry.arg(1);
+        task::enter::<E::Orchestrator>(Kind::Restore, entry.arg(2), |call| {
+            set_session(call, session);
+            set_token(call, token);
+        });
     }
 
     fn exit<X: Exit>(exit: &X) {
         leave_restore(exit);
-        task::close_context(Kind::Restore);
     }
 }
 
@@ -135,18 +142,18 @@ macro_rules! sets {
 
         impl Handler for $name {
             fn entry<E: Entry>(entry: &E) {
-                task::ensure_context::<E::Orchestrator>(Kind::$kind);
-                learn_set(entry);
-                task::enter(Kind::$kind, 0);
+                let session = session_of_set(entry);
+                task::enter::<E::Orchestrator>(Kind::$kind, 0, |call| set_session(call, session));
             }
 
             fn exit<X: Exit>(exit: &X) {
                 $send(Kind::$kind, exit);
                 // Within reboot(2) the next one's turn comes.
-                if task::is_within(Kind::Kexec) {
-                    task::forget_session();
+                if let Some(context) = task::context()
+                    && context.is_within(Kind::Kexec)
+                {
+                    context.call.known &= !known::SESSION;
                 }
-                task::close_context(Kind::$kind);
             }
         }
     )*};
@@ -163,68 +170,69 @@ sets! {
     Finish: SessionFinish, send_call;
 }
 
-/// `int luo_session_serialize(void)`: the freeze of everything.
-pub struct Serialize;
+/// A function without arguments.
+macro_rules! plain {
+    ($($(#[$doc:meta])* $name:ident: $kind:ident, $send:ident;)*) => {$(
+        $(#[$doc])*
+        pub struct $name;
 
-impl Handler for Serialize {
-    fn entry<E: Entry>(_entry: &E) {
-        task::enter(Kind::Freeze, 0);
-    }
+        impl Handler for $name {
+            fn entry<E: Entry>(_entry: &E) {
+                task::enter::<E::Orchestrator>(Kind::$kind, 0, |_| {});
+            }
 
-    fn exit<X: Exit>(exit: &X) {
-        send_call(Kind::Freeze, exit);
-    }
+            fn exit<X: Exit>(exit: &X) {
+                $send(Kind::$kind, exit);
+            }
+        }
+    )*};
 }
 
-/// `int luo_session_deserialize(void)`.
-pub struct Deserialize;
-
-impl Handler for Deserialize {
-    fn entry<E: Entry>(_entry: &E) {
-        task::enter(Kind::Deserialize, 0);
-    }
-
-    fn exit<X: Exit>(exit: &X) {
-        send_call(Kind::Deserialize, exit);
-    }
-}
-
-/// `void luo_flb_serialize(void)`.
-pub struct FlbSerialize;
-
-impl Handler for FlbSerialize {
-    fn entry<E: Entry>(_entry: &E) {
-        task::enter(Kind::FlbFreeze, 0);
-    }
-
-    fn exit<X: Exit>(exit: &X) {
-        send_void_call(Kind::FlbFreeze, exit);
-    }
+plain! {
+    /// `int luo_session_serialize(void)`: the freeze of everything.
+    Serialize: Freeze, send_call;
+    /// `int luo_session_deserialize(void)`.
+    Deserialize: Deserialize, send_call;
+    /// `void luo_flb_serialize(void)`.
+    FlbSerialize: FlbFreeze, send_void_call;
 }
 
 /// What a file's handler did with it; its argument is the `struct liveupdate_file_op_args *`.
+///
+/// Within the preserve or the retrieve of one file it adds its time to that call; where all files of a session
+/// have their turn each is told.
 fn leave_op<X: Exit>(kind: Kind, exit: &X, ret: i64) {
-    let Some(entered) = task::leave(kind) else {
+    let Some(context) = task::context() else {
+        task::count_missing();
         return;
     };
-    let mut call: Call = task::zeroed();
-    if let Some(context) = task::context() {
-        call.session = context.call.session;
-        call.token = context.call.token;
-        call.known = context.call.known & (known::SESSION | known::TOKEN);
+    let Some(entered) = task::leave(context, kind) else {
+        return;
+    };
+    let file = X::Orchestrator::file_of(entered.arg).filter(|file| *file != 0);
+    if matches!(kind, Kind::FilePreserve | Kind::FileRetrieve) {
+        context.call.op_ns = entered.elapsed();
+        context.call.known |= known::OP;
+        if let Some(file) = file {
+            task::name_file(file, context.call.token);
+            // The question whether it can be preserved may have told already.
+            if context.call.known & known::FILE == 0 {
+                describe::<X::Orchestrator>(&mut context.call, file);
+            }
+        }
+        return;
     }
-    if let Some(file) = X::Orchestrator::file_of(entered.arg)
-        && file != 0
-    {
+    let mut call: Call = task::zeroed();
+    call.session = context.call.session;
+    call.known = context.call.known & known::SESSION;
+    if let Some(file) = file {
         describe::<X::Orchestrator>(&mut call, file);
-        if call.known & known::TOKEN != 0 {
-            task::name_file(file, call.token);
-        } else if let Some(token) = task::token_of(file) {
-            call.token = token;
-            call.known |= known::TOKEN;
+        if let Some(token) = task::token_of(file) {
+            set_token(&mut call, token);
         }
     }
-    task::send_exit::<X::Orchestrator>(kind, exit.flags(), &entered, ret, Some(&call));
+    task::send_exit::<X::Orchestrator>(kind, exit.flags(), &entered, ret, &call);
+    task::end(context);
 }
 
 macro_rules! ops {
@@ -234,7 +242,7 @@ macro_rules! ops {
 
         impl Handler for $name {
             fn entry<E: Entry>(entry: &E) {
-                task::enter(Kind::$kind, entry.arg(0));
+                task::enter::<E::Orchestrator>(Kind::$kind, entry.arg(0), |_| {});
             }
 
             fn exit<X: Exit>(exit: &X) {

@@ -7,12 +7,11 @@ use super::{Handler, send_call};
 use crate::attach::{Entry, Exit};
 use crate::task;
 
-fn enter_event(kind: Kind, event: Event) {
-    task::learn(|call| {
+fn enter_event<E: Entry>(kind: Kind, event: Event) {
+    task::enter::<E::Orchestrator>(kind, 0, |call| {
         call.event = event as u32;
         call.known |= known::EVENT;
     });
-    task::enter(kind, 0);
 }
 
 /// `int luo_prepare(void)`, v3 patch 10.
@@ -20,7 +19,7 @@ pub struct Prepare;
 
 impl Handler for Prepare {
     fn entry<E: Entry>(_entry: &E) {
-        enter_event(Kind::Prepare, Event::Prepare);
+        enter_event::<E>(Kind::Prepare, Event::Prepare);
     }
 
     fn exit<X: Exit>(exit: &X) {
@@ -33,7 +32,7 @@ pub struct Freeze;
 
 impl Handler for Freeze {
     fn entry<E: Entry>(_entry: &E) {
-        enter_event(Kind::Freeze, Event::Freeze);
+        enter_event::<E>(Kind::Freeze, Event::Freeze);
     }
 
     fn exit<X: Exit>(exit: &X) {
@@ -46,7 +45,7 @@ pub struct Cancel;
 
 impl Handler for Cancel {
     fn entry<E: Entry>(_entry: &E) {
-        enter_event(Kind::Cancel, Event::Cancel);
+        enter_event::<E>(Kind::Cancel, Event::Cancel);
     }
 
     fn exit<X: Exit>(exit: &X) {
@@ -59,7 +58,7 @@ pub struct Finish;
 
 impl Handler for Finish {
     fn entry<E: Entry>(_entry: &E) {
-        enter_event(Kind::Finish, Event::Finish);
+        enter_event::<E>(Kind::Finish, Event::Finish);
     }
 
     fn exit<X: Exit>(exit: &X) {

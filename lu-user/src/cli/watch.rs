@@ -56,6 +56,18 @@ pub trait Sink {
 impl Watch {
     /// Attaches, says what is attached, and feeds `sink` until a signal or the time limit.
     pub fn watch(&self, sink: &mut impl Sink) -> Result<Losses> {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the runtime")?
+            .block_on(self.collect(sink))
+    }
+
+    async fn collect(&self, sink: &mut impl Sink) -> Result<Losses> {
+        // Before anybody is told that we are ready, and may end us.
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut hangup = signal(SignalKind::hangup())?;
         let orchestrators = if orchestrator::in_kernel() {
             vec![Orchestrator::Kernel]
         } else {
@@ -65,18 +77,7 @@ impl Watch {
         sink.begin(&orchestrators)?;
         say_coverage(&attached, &orchestrators);
         give_up_privileges()?;
-        tokio::runtime::Builder::new_current_thread()
-            .enable_all()
-            .build()
-            .context("cannot start the runtime")?
-            .block_on(self.collect(attached, sink))
-    }
-
-    async fn collect(&self, attached: Attached, sink: &mut impl Sink) -> Result<Losses> {
         let mut collector = Collector::new(attached).context("cannot wait for events")?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut hangup = signal(SignalKind::hangup())?;
         let end = async {
             match self.duration {
                 Some(duration) => tokio::time::sleep(duration).await,

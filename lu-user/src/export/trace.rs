@@ -40,6 +40,8 @@ pub struct TraceLine {
     pub errno: Option<String>,
     /// How long the function took, in nanoseconds.
     pub dur_ns: Option<u64>,
+    /// Of that, time in the file handler's callback.
+    pub op_ns: Option<u64>,
     /// The caller's process.
     pub pid: Option<u32>,
     /// The caller's thread.
@@ -93,6 +95,7 @@ impl TraceLine {
             ret: record.ret(),
             errno: record.errno().map(errno_name),
             dur_ns: record.dur_ns(),
+            op_ns: record.op_ns(),
             pid: task.then_some(header.pid),
             tid: task.then_some(header.tid),
             uid: task.then_some(header.uid),
