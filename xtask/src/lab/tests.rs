@@ -393,7 +393,7 @@ pub fn stress_run(sessions: u64, files: u64, with_lu: bool, out: PathBuf) -> Res
     run.limit = 4 * super::LIMIT;
     run.with_trace = false;
     run.lu = with_lu.then(|| {
-        ["--ring-buffer=64MiB", "--recorder=256MiB"]
+        ["--ring-buffer=64MiB", "--recorder=64MiB"]
             .map(str::to_owned)
             .to_vec()
     });
