@@ -274,9 +274,10 @@ pub struct Anchor {
     pub realtime_ns: u64,
     /// The readings lie within this, in nanoseconds.
     pub spread_ns: u64,
-    /// When process 1 was started (`/proc/1/stat`), in nanoseconds since boot; 0 if it cannot be read.
+    /// When the kernel handed over to user space (its log's `Run … as init process`), in nanoseconds since
+    /// boot; 0 if that cannot be read.
     pub init_ns: u64,
-    /// The resolution of `init_ns` (a clock tick), in nanoseconds.
+    /// The resolution of `init_ns`, in nanoseconds.
     pub tick_ns: u64,
 }
 

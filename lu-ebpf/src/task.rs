@@ -177,9 +177,12 @@ pub fn end(context: &Context) {
 }
 
 impl Context {
-    /// Whether it is in the function of `kind`.
-    pub fn is_within(&self, kind: Kind) -> bool {
-        self.within.iter().any(|within| within.kind == kind as u64)
+    /// When it entered the function of `kind`, if it is in it.
+    pub fn entered(&self, kind: Kind) -> Option<u64> {
+        self.within
+            .iter()
+            .find(|within| within.kind == kind as u64)
+            .map(|within| within.t_ns)
     }
 }
 
@@ -248,11 +251,17 @@ pub fn send_exit<O: Orchestrator>(kind: Kind, flags: u8, entered: &Entered, ret:
 
 /// Sends the record of a function that has been entered and may never return.
 pub fn send_entry<O: Orchestrator>(kind: Kind, flags: u8, call: Option<&Call>) {
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_ns() };
+    send_entry_at::<O>(kind, flags, now, call);
+}
+
+/// The same of one that was entered at `t_ns`.
+pub fn send_entry_at<O: Orchestrator>(kind: Kind, flags: u8, t_ns: u64, call: Option<&Call>) {
     let stamp = Stamp {
         kind,
         flags,
-        // SAFETY: the helper has no preconditions.
-        t_ns: unsafe { bpf_ktime_get_ns() },
+        t_ns,
         dur_ns: 0,
         ret: 0,
     };

@@ -53,6 +53,21 @@ enum Command {
 enum Bench {
     /// From exec to all hooks attached, and memory while idle; beside bpftrace.
     Startup,
+    /// What a live update of many files takes in the lab, with lu and without it, in turns.
+    Observe {
+        /// Sessions.
+        #[arg(long, default_value_t = 1000)]
+        sessions: u64,
+        /// Files in each.
+        #[arg(long, default_value_t = 100)]
+        files: u64,
+        /// Runs of each kind.
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
+        runs: u32,
+        /// The result as one JSON document.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -84,6 +99,15 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Bench(Bench::Startup) => {
             setup::ensure(setup::For::Bench)?;
             bench::startup(&build::lu()?)?;
+        }
+        Command::Bench(Bench::Observe {
+            sessions,
+            files,
+            runs,
+            json,
+        }) => {
+            setup::ensure(setup::For::Lab)?;
+            lab::observe::run(sessions, files, runs, json)?;
         }
         Command::Lab(args) => return Ok(args.run()),
     }

@@ -10,8 +10,8 @@ fn known_call<'a>() -> Option<&'a Call> {
     task::context().map(|context| &context.call)
 }
 
-/// `long __x64_sys_reboot(const struct pt_regs *)`: who reboots, and how it failed. It sends at the entry
-/// too: what follows may never return.
+/// `long __x64_sys_reboot(const struct pt_regs *)`: who reboots, and how it failed. Its beginning is told by
+/// [`Reboot`], because anybody may call it, and only then has it been let through.
 pub struct SysReboot;
 
 impl Handler for SysReboot {
@@ -22,7 +22,6 @@ impl Handler for SysReboot {
         }
         task::open::<E::Orchestrator>(registers);
         task::enter::<E::Orchestrator>(Kind::Kexec, 0, |_| {});
-        task::send_entry::<E::Orchestrator>(Kind::Kexec, entry.flags(), None);
     }
 
     fn exit<X: Exit>(exit: &X) {
@@ -38,6 +37,11 @@ pub struct Reboot;
 
 impl Handler for Reboot {
     fn entry<E: Entry>(entry: &E) {
+        if let Some(context) = task::context()
+            && let Some(t_ns) = context.entered(Kind::Kexec)
+        {
+            task::send_entry_at::<E::Orchestrator>(Kind::Kexec, entry.flags(), t_ns, None);
+        }
         task::enter::<E::Orchestrator>(Kind::Reboot, 0, |_| {});
         task::send_entry::<E::Orchestrator>(Kind::Reboot, entry.flags(), known_call());
     }

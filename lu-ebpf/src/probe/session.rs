@@ -150,7 +150,7 @@ macro_rules! sets {
                 $send(Kind::$kind, exit);
                 // Within reboot(2) the next one's turn comes.
                 if let Some(context) = task::context()
-                    && context.is_within(Kind::Kexec)
+                    && context.entered(Kind::Kexec).is_some()
                 {
                     context.call.known &= !known::SESSION;
                 }

@@ -1,5 +1,7 @@
 //! Hooks on the kernel's own orchestrator: by fentry and fexit, else by kprobe and kretprobe.
 
+use std::collections::BTreeMap;
+
 use aya::maps::HashMap;
 use aya::programs::{FEntry, FExit, KProbe};
 use aya::{Btf, Ebpf, EbpfError};
@@ -19,6 +21,8 @@ pub struct Place {
     pub offsets: Offsets,
     /// The addresses by which files tell their kind.
     pub file_operations: Vec<(u64, FileKind)>,
+    /// The functions whose prototype is another one than the hooks rely on, and which.
+    pub changed: BTreeMap<&'static str, String>,
 }
 
 /// Looks the kernel's orchestrator up in the kernel's types.
@@ -33,10 +37,17 @@ pub fn place() -> Result<Place, Error> {
     if file_operations.is_empty() {
         offsets.file_f_op = ABSENT;
     }
+    let changed = hooks(interface)
+        .iter()
+        .filter_map(|hook| Some((hook, types.prototype(hook.function)?)))
+        .filter(|(hook, found)| found != hook.prototype)
+        .map(|(hook, found)| (hook.function, found))
+        .collect();
     Ok(Place {
         interface,
         offsets,
         file_operations,
+        changed,
     })
 }
 
@@ -81,13 +92,20 @@ pub fn attach(ebpf: &mut Ebpf, place: &Place) -> Result<Vec<Outcome>, EbpfError>
         .map(|hook| Outcome {
             interface: place.interface,
             hook,
-            attached: by_fentry(ebpf, hook, &btf)
-                .map(|()| "fentry")
-                .or_else(|fentry| {
-                    by_kprobe(ebpf, hook)
-                        .map(|()| "kprobe")
-                        .map_err(|kprobe| format!("fentry: {fentry}; kprobe: {kprobe}"))
-                }),
+            attached: match place.changed.get(hook.function) {
+                // Its arguments would be taken for something else.
+                Some(found) => Err(format!(
+                    "in this kernel it is {found}, and lu knows {}",
+                    hook.prototype
+                )),
+                None => by_fentry(ebpf, hook, &btf)
+                    .map(|()| "fentry")
+                    .or_else(|fentry| {
+                        by_kprobe(ebpf, hook)
+                            .map(|()| "kprobe")
+                            .map_err(|kprobe| format!("fentry: {fentry}; kprobe: {kprobe}"))
+                    }),
+            },
         })
         .collect())
 }
@@ -120,10 +138,16 @@ fn by_kprobe(ebpf: &mut Ebpf, hook: &Hook) -> Result<(), String> {
     let ways = [("kprobe", true), ("kretprobe", hook.exit)];
     for (way, _) in ways.into_iter().filter(|(_, wanted)| *wanted) {
         let probe: &mut KProbe = program(ebpf, &format!("{way}_{}", hook.program))?;
-        probe
+        let attached = probe
             .load()
             .and_then(|()| probe.attach(hook.function, 0))
-            .map_err(|error| chain(&error))?;
+            .map_err(|error| chain(&error));
+        if attached.is_err() && way == "kretprobe" {
+            // An entry alone would be remembered for nothing.
+            let entry: &mut KProbe = program(ebpf, &format!("kprobe_{}", hook.program))?;
+            entry.unload().map_err(|error| chain(&error))?;
+        }
+        attached?;
     }
     Ok(())
 }

@@ -64,7 +64,7 @@ const V3: &[Hook] = hooks! {
     luo_open("int (struct inode *, struct file *)"), open:
         "who opens the device, and who is refused";
     luo_release("int (struct inode *, struct file *)"), release: "the last close";
-    luo_ioctl("long int (struct file *, unsigned int, long unsigned int)"), ioctl:
+    luo_ioctl("long (struct file *, unsigned int, unsigned long)"), ioctl:
         "each call, its time and errno";
     luo_register_file("int (u64, int)"), preserve: "preserved files";
     luo_unregister_file("int (u64)"), unpreserve: "files taken back";
@@ -79,7 +79,7 @@ const V3: &[Hook] = hooks! {
     luo_freeze("int (void)"), freeze: "the freeze phase, the start of the blackout";
     luo_cancel("int (void)"), cancel: "cancelled updates";
     luo_finish("int (void)"), finish: "the finish phase";
-    __x64_sys_reboot("long int (const struct pt_regs *)"), sys_reboot:
+    __x64_sys_reboot("long (const struct pt_regs *)"), sys_reboot:
         "who reboots, and how a kexec failed";
     liveupdate_reboot("int (void)"), reboot: "the kexec, and one that failed";
     machine_kexec("void (struct kimage *)"), jump: "the end of the old kernel", entry_only;
@@ -91,9 +91,9 @@ const SESSIONS: &[Hook] = hooks! {
     luo_open("int (struct inode *, struct file *)"), open:
         "who opens the device, and who is refused";
     luo_release("int (struct inode *, struct file *)"), release: "the last close of the device";
-    luo_ioctl("long int (struct file *, unsigned int, long unsigned int)"), ioctl:
+    luo_ioctl("long (struct file *, unsigned int, unsigned long)"), ioctl:
         "each call on the device, its time and errno";
-    luo_session_ioctl("long int (struct file *, unsigned int, long unsigned int)"), session_ioctl:
+    luo_session_ioctl("long (struct file *, unsigned int, unsigned long)"), session_ioctl:
         "each call on a session, its time and errno";
     luo_session_create("int (const char *, struct file **)"), session_create: "sessions";
     luo_session_retrieve("int (const char *, struct file **)"), session_retrieve:
@@ -128,7 +128,7 @@ const SESSIONS: &[Hook] = hooks! {
         "finish time of each memfd";
     memfd_luo_unpreserve("void (struct liveupdate_file_op_args *)"), op_unpreserve:
         "time to take each memfd back";
-    __x64_sys_reboot("long int (const struct pt_regs *)"), sys_reboot:
+    __x64_sys_reboot("long (const struct pt_regs *)"), sys_reboot:
         "who reboots, how a kexec failed, the start of the blackout";
     liveupdate_reboot("int (void)"), reboot: "the freeze as a whole, and one that failed";
     kernel_restart_prepare("void (char *)"), restart_prepare: "reboot notifiers", kernel;

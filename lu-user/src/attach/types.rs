@@ -25,6 +25,20 @@ impl Readable for Bytes {
     }
 }
 
+/// A basic type's name as C has it: compilers call it differently.
+fn plain(name: String) -> String {
+    match name.as_str() {
+        "long int" => "long".to_owned(),
+        "long unsigned int" => "unsigned long".to_owned(),
+        "long long int" => "long long".to_owned(),
+        "long long unsigned int" => "unsigned long long".to_owned(),
+        "short int" => "short".to_owned(),
+        "short unsigned int" => "unsigned short".to_owned(),
+        "_Bool" => "bool".to_owned(),
+        _ => name,
+    }
+}
+
 impl Types {
     /// Reads the BTF of the running kernel. It takes about a tenth of a second.
     pub fn of_kernel() -> Result<Self, String> {
@@ -108,7 +122,7 @@ impl Types {
             TypeVariant::Union(_) => format!("union {}", own()),
             TypeVariant::Enum(_) | TypeVariant::Enum64(_) => format!("enum {}", own()),
             TypeVariant::FuncProto(_) => "function".to_owned(),
-            _ => own(),
+            _ => plain(own()),
         }
     }
 }

@@ -48,7 +48,7 @@ impl Args {
             timeline: Timeline::new(),
             told: 0,
             printer: self.trace.then(|| Printer::new(false)),
-            urgent_since: None,
+            urgent: None,
             deferred: Vec::new(),
         };
         let losses = self.watch.watch(&mut run)?;
@@ -64,7 +64,10 @@ impl Args {
 }
 
 /// How long a kexec may take from the freeze to the jump before we sleep again.
-const URGENT: Duration = Duration::from_mins(2);
+const URGENT: Duration = Duration::from_mins(1);
+
+/// How many records may wait meanwhile.
+const DEFERRED: usize = 1 << 20;
 
 struct Run {
     /// The clocks at the start: attaching takes long enough to know the counter's frequency by, should the
@@ -78,26 +81,32 @@ struct Run {
     /// The last update whose end was told.
     told: u64,
     printer: Option<Printer>,
-    /// Since when this kernel is about to go.
-    urgent_since: Option<Instant>,
+    /// Which thread has called for the kexec, and since when this kernel is about to go.
+    urgent: Option<(u32, Instant)>,
     /// What goes to the journal and the terminal once there is time again: both may block for ever on a
     /// device that is shut down.
     deferred: Vec<Record>,
 }
 
 impl Run {
-    /// What the old kernel's lu recorded comes first, as far as the journal does not have it.
+    /// What the old kernel's lu recorded comes first, as far as the journal does not have it. It is finished
+    /// only once it is in the journal.
     fn recover(&mut self) -> Result<()> {
-        let recovered = match recorder::recover() {
+        let (session, recovered) = match recorder::recover() {
             Ok(None) => return Ok(()),
-            Ok(Some(recovered)) => recovered,
+            Ok(Some(found)) => found,
             Err(error) => {
                 eprintln!("lu: what was recorded before the kexec is lost: {error}");
                 return Ok(());
             }
         };
         let have = journal::count(&self.folder, recovered.run)?;
-        journal::replay(&self.folder, |record| self.timeline.push(record))?;
+        let mut journal = journal::Writer::go_on(&self.folder, recovered.run)?;
+        if let Err(error) = journal::replay(&self.folder, |record| self.timeline.push(record)) {
+            eprintln!(
+                "lu: the journal cannot be read, so what was before the recorder is missing: {error}"
+            );
+        }
         // Their ends were told when they came.
         self.told = self
             .timeline
@@ -106,17 +115,28 @@ impl Run {
             .map(|update| update.number)
             .max()
             .unwrap_or(0);
+        let mut old = Vec::new();
         if recovered.skipped > have {
             let mut lost = Record::made(Kind::Lost, 0, [0; 64]);
             lost.call.bytes = recovered.skipped - have;
-            self.keep(&lost)?;
+            old.push(lost);
         }
         let known = usize::try_from(have.saturating_sub(recovered.skipped)).unwrap_or(usize::MAX);
-        let fresh = recovered.records.get(known..).unwrap_or_default();
-        for record in fresh {
-            self.keep(record)?;
+        old.extend(recovered.records.get(known..).unwrap_or_default());
+        old.push(recovered.last_beat);
+        for record in &old {
+            journal.append(record)?;
+            self.timeline.push(record);
+            if let Some(printer) = &mut self.printer {
+                printer.record(record)?;
+            }
         }
-        self.keep(&recovered.last_beat)?;
+        journal.sync()?;
+        // What comes now sorts behind it.
+        self.journal.begin_anew()?;
+        if let Err(error) = session.finish() {
+            eprintln!("lu: session lu-recorder stays as it is until the next kexec: {error}");
+        }
         eprintln!(
             "lu: {} events from before the kexec",
             recovered.records.len()
@@ -129,6 +149,14 @@ impl Run {
             recorder.append(record);
         }
         self.keep(record)
+    }
+
+    /// While nobody may sleep: into memory alone.
+    fn defer(&mut self, record: &Record) {
+        if let Some(recorder) = &mut self.recorder {
+            recorder.append(record);
+        }
+        self.deferred.push(*record);
     }
 
     fn keep(&mut self, record: &Record) -> Result<()> {
@@ -166,25 +194,20 @@ impl Sink for Run {
     fn record(&mut self, record: &Record) -> Result<()> {
         let kexec = record.kind() == Some(Kind::Kexec) && !record.is_emulated();
         if kexec && !record.is_exit() {
-            self.urgent_since = Some(Instant::now());
-        }
-        if self.urgent_since.is_none() {
-            return self.note(record);
-        }
-        if let Some(recorder) = &mut self.recorder {
-            recorder.append(record);
-        }
-        self.deferred.push(*record);
-        if kexec && !record.is_exit() {
+            self.urgent = Some((record.header.tid, Instant::now()));
+            self.defer(record);
             // The nearer the reading is to the jump, the less the clocks have drifted apart.
-            let anchor = clocks::anchor();
-            if let Some(recorder) = &mut self.recorder {
-                recorder.append(&anchor);
-            }
-            self.deferred.push(anchor);
+            self.defer(&clocks::anchor());
+        } else if self.urgent.is_some() {
+            self.defer(record);
+        } else if kexec && record.errno() == Some(libc::EPERM) {
+            // Anybody can have that, and must not push anything out of the recorder.
+            self.keep(record)?;
+        } else {
+            self.note(record)?;
         }
-        if kexec && record.is_exit() {
-            self.urgent_since = None;
+        if kexec && record.is_exit() && self.urgent.is_some_and(|(by, _)| by == record.header.tid) {
+            self.urgent = None;
         }
         Ok(())
     }
@@ -194,8 +217,10 @@ impl Sink for Run {
     }
 
     fn is_urgent(&self) -> bool {
-        self.urgent_since
-            .is_some_and(|since| since.elapsed() < URGENT)
+        self.deferred.len() < DEFERRED
+            && self
+                .urgent
+                .is_some_and(|(_, since)| since.elapsed() < URGENT)
     }
 
     fn beat(&mut self) {
@@ -209,7 +234,7 @@ impl Sink for Run {
     }
 
     fn settle(&mut self) -> Result<()> {
-        self.urgent_since = None;
+        self.urgent = None;
         for record in std::mem::take(&mut self.deferred) {
             self.keep(&record)?;
         }

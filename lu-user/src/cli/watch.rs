@@ -27,6 +27,12 @@ pub struct Watch {
 const FIRST_TICK: Duration = Duration::from_secs(1);
 const LONGEST_TICK: Duration = Duration::from_secs(64);
 
+/// How long records may wait for more of them.
+const LINGER: Duration = Duration::from_millis(2);
+
+/// In every how many rounds without sleep the losses are asked for.
+const ASK_FOR_LOSSES: u32 = 4096;
+
 /// Where records go.
 pub trait Sink {
     /// The hooks are attached, nothing is collected yet, and every privilege is still there.
@@ -121,13 +127,22 @@ impl Watch {
                 pause = (pause * 2).min(LONGEST_TICK);
                 tick.as_mut().reset(tokio::time::Instant::now() + pause);
             }
+            let mut sweeps = 0_u32;
             while sink.is_urgent() {
                 let mut failed = Ok(());
-                collector.sweep(|record| {
+                let each = |record: &Record| {
                     if failed.is_ok() {
                         failed = sink.record(record);
                     }
-                });
+                };
+                if sweeps.is_multiple_of(ASK_FOR_LOSSES) {
+                    collector
+                        .finish(each)
+                        .context("cannot read the ring buffer")?;
+                } else {
+                    collector.sweep(each);
+                }
+                sweeps = sweeps.wrapping_add(1);
                 failed?;
                 sink.beat();
             }
@@ -138,6 +153,8 @@ impl Watch {
             if !go_on {
                 return collector.losses().context("cannot read the loss counters");
             }
+            // Records that come meanwhile wake nobody up: one by one they would cost their callers more.
+            tokio::time::sleep(LINGER).await;
         }
     }
 }

@@ -6,7 +6,7 @@ use lu_common::uapi::Interface;
 
 use super::{duration, errno_name, size};
 use crate::timeline::clock::Clock;
-use crate::timeline::{BlackoutStart, FileOutcome, Phase, Update};
+use crate::timeline::{BlackoutStart, FileOutcome, Outcome, Phase, Update};
 
 /// The most files that are listed one by one.
 const LISTED: usize = 40;
@@ -54,6 +54,9 @@ pub fn waterfall(update: &Update, columns: usize) -> String {
                 },
                 blackout.from.name(),
             );
+        }
+        None if update.outcome == Outcome::InProgress => {
+            text.push_str("blackout not over, or not begun: files are still to be restored\n");
         }
         None => {
             let _ = writeln!(

@@ -1,6 +1,8 @@
 //! All clocks of the running kernel, read at one moment.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::sync::OnceLock;
 
 use lu_common::event::{Anchor, Kind, Record};
@@ -102,24 +104,66 @@ pub fn boot_id() -> [u8; 16] {
     })
 }
 
-/// When process 1 was started, and the resolution of that, in nanoseconds.
+/// When the kernel handed over to user space, and the resolution of that, in nanoseconds: the kernel log's
+/// `Run /init as init process`. 0 where the log has lost it, or is not ours to read.
 fn init() -> (u64, u64) {
     static INIT: OnceLock<(u64, u64)> = OnceLock::new();
     *INIT.get_or_init(|| {
-        let ticks_a_second = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK)
-            .ok()
-            .flatten()
-            .and_then(|ticks| u64::try_from(ticks).ok())
-            .filter(|ticks| *ticks > 0);
-        let Some(ticks_a_second) = ticks_a_second else {
-            return (0, 0);
-        };
-        let tick_ns = 1_000_000_000 / ticks_a_second;
-        let stat = fs::read_to_string("/proc/1/stat").unwrap_or_default();
-        // The name, in parentheses, may hold anything; the start is the 20th field behind it.
-        let started = stat
-            .rsplit_once(')')
-            .and_then(|(_, fields)| fields.split_ascii_whitespace().nth(19)?.parse::<u64>().ok());
-        (started.unwrap_or(0).saturating_mul(tick_ns), tick_ns)
+        let log = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open("/dev/kmsg");
+        let Ok(mut log) = log else { return (0, 0) };
+        let mut line = [0; 8192];
+        let mut found = 0;
+        // One message each; EPIPE says that some were overwritten meanwhile.
+        loop {
+            match log.read(&mut line) {
+                Ok(0) => break,
+                Ok(length) => {
+                    let text = String::from_utf8_lossy(&line[..length]);
+                    if let Some(us) = begun(&text) {
+                        found = us * 1000;
+                        break;
+                    }
+                }
+                Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
+                Err(_) => break,
+            }
+        }
+        (found, 1000)
     })
+}
+
+/// The time of a message (`priority,number,µs,…;text`), if it is the one that tells that user space begins.
+fn begun(message: &str) -> Option<u64> {
+    let (head, text) = message.split_once(';')?;
+    let text = text.lines().next()?;
+    if !(text.starts_with("Run ") && text.ends_with(" as init process")) {
+        return None;
+    }
+    head.split(',').nth(2)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_message_by_which_user_space_begins_is_found() {
+        assert_eq!(
+            begun("6,1234,1517035,-;Run /init as init process\n"),
+            Some(1_517_035)
+        );
+        assert_eq!(begun("6,1234,1517035,-;Running /init\n"), None);
+        assert_eq!(begun("no message"), None);
+    }
+
+    #[test]
+    fn the_counter_and_the_clocks_go_forward() {
+        let (first, second) = (anchor(), anchor());
+        assert!(first.header.t_ns < second.header.t_ns);
+        let (first, second) = (first.anchor().expect("one"), second.anchor().expect("one"));
+        assert!(first.raw_ns < second.raw_ns && first.counter <= second.counter);
+    }
 }

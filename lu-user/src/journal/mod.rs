@@ -116,6 +116,11 @@ pub struct Writer {
 impl Writer {
     /// Begins a file in `folder`, which is made, for root alone, where it is missing.
     pub fn create(folder: &Path) -> Result<Self, Error> {
+        Self::go_on(folder, since_1970())
+    }
+
+    /// The same for what another run left: it counts as that one's.
+    pub fn go_on(folder: &Path, run: u64) -> Result<Self, Error> {
         fs::DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -134,7 +139,7 @@ impl Writer {
             path,
             file,
             written: 0,
-            run: since_1970(),
+            run,
         };
         writer.start()?;
         Ok(writer)
@@ -155,6 +160,21 @@ impl Writer {
             self.start()?;
         }
         self.write(record.as_bytes())
+    }
+
+    /// Leaves the file, which has no record yet, for one that sorts behind all others.
+    pub fn begin_anew(&mut self) -> Result<(), Error> {
+        let old = std::mem::replace(self, Self::go_on(&self.folder, self.run)?);
+        fs::remove_file(&old.path).map_err(at("remove", &old.path))
+    }
+
+    /// Hands what was appended to the disk.
+    pub fn sync(&mut self) -> Result<(), Error> {
+        self.flush()?;
+        self.file
+            .get_ref()
+            .sync_data()
+            .map_err(at("sync", &self.path))
     }
 
     /// Hands what was appended to the kernel.

@@ -132,6 +132,7 @@ impl Recorder {
         self.write(slot, record.as_bytes());
         self.head += 1;
         self.field(HEAD).store(self.head, Ordering::Release);
+        self.beat();
     }
 
     /// Notes that the writer is running.
@@ -169,8 +170,9 @@ pub struct Recovered {
     pub last_beat: Record,
 }
 
-/// Takes what was handed over, once. `None`: there is nothing.
-pub fn recover() -> Result<Option<Recovered>, Error> {
+/// Reads what was handed over. `None`: there is nothing. The session is to be finished once what was read is
+/// safe; until then it can be read again.
+pub fn recover() -> Result<Option<(Session, Recovered)>, Error> {
     let session = match patiently(|| Device::open(DEVICE.as_ref())?.retrieve(RECORDER)) {
         Ok(session) => session,
         Err(error) if error.errno() == Errno::ENOENT => return Ok(None),
@@ -180,8 +182,7 @@ pub fn recover() -> Result<Option<Recovered>, Error> {
     let mut bytes = Vec::new();
     io::Read::read_to_end(&mut io::Read::take(&file, *SIZES.end()), &mut bytes)
         .map_err(|error| Error::Memory("read", error))?;
-    session.finish()?;
-    parse(&bytes).map(Some)
+    Ok(Some((session, parse(&bytes)?)))
 }
 
 fn parse(bytes: &[u8]) -> Result<Recovered, Error> {

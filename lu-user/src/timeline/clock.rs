@@ -3,8 +3,8 @@
 //! Each kernel starts its own `CLOCK_MONOTONIC`. The CPU's counter runs on through a kexec, so two
 //! readings of it, one on each side, tell how the two clocks lie to each other. Its frequency is the one
 //! that the older kernel measured, for the whole span; that the newer one measured another is the
-//! uncertainty. Where there is no counter, or it did not run on, `CLOCK_REALTIME` has to do, which comes
-//! back from the RTC.
+//! uncertainty. Where there is no counter, or it did not run on (it tells less time than the newer kernel has
+//! been up), `CLOCK_REALTIME` has to do, which comes back from the RTC.
 
 use std::time::Duration;
 
@@ -13,8 +13,9 @@ use lu_common::event::Anchor;
 /// What `CLOCK_REALTIME` may be off by after a boot: the RTC counts whole seconds.
 const RTC: Duration = Duration::from_secs(1);
 
-/// The counter is believed to have run on if the time that it tells is within this of the RTC's.
-const COUNTER_AGREES: Duration = Duration::from_secs(2);
+/// By more than this the clock of the day may not differ from the counter: one of them is wrong then, and
+/// their difference is the uncertainty.
+const AGREE: Duration = Duration::from_secs(2);
 
 /// The least time between two readings that make a frequency.
 const LEAST_SPAN: Duration = Duration::from_millis(100);
@@ -57,7 +58,8 @@ pub struct Crossing {
     pub old_hz_error: f64,
     /// As the newer one measures it: `None` until its readings are far enough apart.
     pub new_hz: Option<f64>,
-    /// The readings themselves lie within this, in nanoseconds.
+    /// The readings themselves lie within this, in nanoseconds; and where counter and clock of the day are too
+    /// far apart for both to be right, so much more.
     pub spread_ns: u64,
 }
 
@@ -143,22 +145,22 @@ fn cross(old: &Anchor, new: &Anchor, measured: Option<(f64, f64)>) -> Option<Cro
         .realtime_ns
         .cast_signed()
         .wrapping_sub(old.realtime_ns.cast_signed());
+    let disagreement = |gap: u64| {
+        let apart = gap.cast_signed().saturating_sub(realtime_gap_ns);
+        Duration::from_nanos(apart.unsigned_abs())
+    };
     let by_counter = measured
         .map(|(hz, _)| hz)
         .zip(new.counter.checked_sub(old.counter))
         .filter(|_| old.counter != 0)
         .map(|(hz, ticks)| (ticks as f64 / hz * 1e9) as u64)
-        .filter(|gap| {
-            let apart = gap
-                .cast_signed()
-                .saturating_sub(realtime_gap_ns)
-                .unsigned_abs();
-            Duration::from_nanos(apart) <= COUNTER_AGREES
-        });
+        .filter(|gap| *gap >= new.raw_ns);
     let (clock, gap_ns) = match by_counter {
         Some(gap) => (Clock::Counter, gap),
         None => (Clock::Realtime, u64::try_from(realtime_gap_ns).ok()?),
     };
+    let apart = disagreement(gap_ns);
+    let spread_ns = old.spread_ns.saturating_add(new.spread_ns);
     Some(Crossing {
         clock,
         gap_ns,
@@ -166,7 +168,11 @@ fn cross(old: &Anchor, new: &Anchor, measured: Option<(f64, f64)>) -> Option<Cro
         old_hz: measured.map(|(hz, _)| hz),
         old_hz_error: measured.map_or(0.0, |(_, error)| error),
         new_hz: None,
-        spread_ns: old.spread_ns.saturating_add(new.spread_ns),
+        spread_ns: if apart > AGREE {
+            spread_ns.saturating_add(apart.as_nanos() as u64)
+        } else {
+            spread_ns
+        },
     })
 }
 

@@ -19,6 +19,7 @@ pub use update::{
 };
 
 use clock::{Axis, Told};
+use update::Kexec;
 
 /// How many past updates are remembered.
 const REMEMBERED: usize = 64;
@@ -133,7 +134,14 @@ impl Timeline {
             Kind::Anchor => self.read_clocks(record),
             Kind::LastBeat => {
                 let t_ns = self.axis.at(record.header.t_ns);
-                self.outgoing.jumped_ns.get_or_insert(t_ns);
+                // One from before the kexec says nothing of its end.
+                if self
+                    .outgoing
+                    .kexec
+                    .is_some_and(|kexec| kexec.start_ns <= t_ns)
+                {
+                    self.outgoing.jumped_ns.get_or_insert(t_ns);
+                }
             }
             _ => return false,
         }
@@ -240,16 +248,14 @@ impl Timeline {
             self.incoming = Some(update);
         }
         let due = match kind {
-            Kind::Preserve
-            | Kind::Prepare
-            | Kind::FilePrepare
-            | Kind::FileFreeze
-            | Kind::Freeze
-            | Kind::Jump => record.interface() == Interface::V3 || !self.is_empty(record),
+            Kind::Preserve | Kind::FileFreeze | Kind::SessionFreeze => !self.is_own(record),
+            Kind::Prepare | Kind::FilePrepare | Kind::Freeze | Kind::Jump => {
+                record.interface() == Interface::V3 || !self.is_empty()
+            }
             Kind::Cancel => done,
             Kind::SessionCreate => done && !self.is_own(record),
             // A plain kexec preserves nothing: no update.
-            Kind::Reboot => !self.is_empty(record),
+            Kind::Reboot => !self.is_empty(),
             _ => false,
         };
         if due && !self.outgoing.has_begun() {
@@ -275,10 +281,8 @@ impl Timeline {
     }
 
     /// Whether there is nothing to hand over, but for lu's own.
-    fn is_empty(&self, record: &Record) -> bool {
-        let own = self.is_own(record);
-        own || self
-            .outgoing
+    fn is_empty(&self) -> bool {
+        self.outgoing
             .sessions
             .values()
             .all(|session| session.is_own() || (session.name.is_none() && session.files.is_empty()))
@@ -319,9 +323,9 @@ impl Timeline {
                 }
             }
             Kind::SessionFreeze => {
-                if let Some(session) = self.outgoing.session(record.session()) {
-                    session.freeze_ns = record.dur_ns();
-                }
+                let name = self.names.of(record);
+                let session = self.outgoing.session_or_new(record.session(), || name);
+                session.freeze_ns = record.dur_ns();
             }
             Kind::Preserve if done => self.preserve(record),
             Kind::Unpreserve if done => {
@@ -358,13 +362,15 @@ impl Timeline {
                 let session = update.session_or_new(record.session(), || name);
                 session.outcome = SessionOutcome::Retrieved;
             }
-            Kind::Restore => restore(update, record),
+            Kind::Restore => restore(update, record, name),
             Kind::SessionFinish if done => {
                 let Some(session) = update.session(record.session()) else {
                     return;
                 };
                 let own = session.is_own();
                 session.turn(FileOutcome::Frozen, FileOutcome::Unclaimed);
+                // Handed over all the same, though the freeze was not seen.
+                session.turn(FileOutcome::Preserved, FileOutcome::Unclaimed);
                 // The last close of a session that is finished already calls it once more.
                 let first = session.outcome != SessionOutcome::Finished;
                 session.outcome = SessionOutcome::Finished;
@@ -383,6 +389,7 @@ impl Timeline {
             Kind::Finish if done => {
                 for session in update.sessions.values_mut() {
                     session.turn(FileOutcome::Frozen, FileOutcome::Unclaimed);
+                    session.turn(FileOutcome::Preserved, FileOutcome::Unclaimed);
                 }
                 update.set_phase(PhaseName::Finish, record);
                 self.end_incoming(Outcome::Finished, record);
@@ -431,14 +438,10 @@ impl Timeline {
     }
 
     fn callback(&mut self, kind: Kind, record: &Record) {
-        let Some(file) = self
-            .outgoing
-            .session(record.session())
-            .zip(record.token())
-            .and_then(|(session, token)| session.files.get_mut(&token))
-        else {
-            return;
-        };
+        let Some(token) = record.token() else { return };
+        let name = self.names.of(record);
+        let session = self.outgoing.session_or_new(record.session(), || name);
+        let file = session.files.entry(token).or_default();
         if kind == Kind::FileFreeze {
             file.freeze_ns = record.dur_ns();
         } else {
@@ -455,8 +458,11 @@ impl Timeline {
 
     fn freeze(&mut self, record: &Record) {
         let update = &mut self.outgoing;
-        update.freeze_failed = record.ret() != Some(0);
-        if update.freeze_failed {
+        let failed = record.ret() != Some(0);
+        if let Some(kexec) = &mut update.kexec {
+            kexec.freeze_failed = failed;
+        }
+        if failed {
             update.failed_freezes += 1;
             update.unfreeze_all();
         } else {
@@ -467,17 +473,26 @@ impl Timeline {
 
     /// reboot(KEXEC), at its entry and where it came back.
     fn kexec(&mut self, record: &Record) {
+        let tid = record.header.tid;
         if !record.is_exit() {
-            self.outgoing.kexec_ns = Some(record.header.t_ns);
-            self.outgoing.freeze_failed = false;
+            self.outgoing.kexec = Some(Kexec {
+                tid,
+                start_ns: record.header.t_ns,
+                freeze_failed: false,
+            });
             return;
         }
+        // One that was refused says nothing of another one that is under way.
+        let Some(kexec) = self.outgoing.kexec.filter(|kexec| kexec.tid == tid) else {
+            return;
+        };
         if record.errno().is_none() {
             return;
         }
+        self.outgoing.kexec = None;
         // In v3 a freeze that failed is the end of the attempt. A kexec that fails after a good freeze
         // leaves everything frozen, and can be tried again.
-        if self.outgoing.freeze_failed && record.interface() == Interface::V3 {
+        if kexec.freeze_failed && record.interface() == Interface::V3 {
             self.end_outgoing(Outcome::Aborted, record);
         }
     }
@@ -491,6 +506,8 @@ impl Timeline {
             self.remember(old);
         }
         if !update.has_begun() {
+            // What was lost may have been the next one's beginning.
+            self.outgoing.events.lost = update.events.lost;
             return;
         }
         update.beyond_kexec = true;
@@ -499,7 +516,7 @@ impl Timeline {
         let may_be_frozen = update.has_phase(PhaseName::Freeze)
             || update.has_phase(PhaseName::Prepare)
             || update.events.lost > 0
-            || update.interface == Some(Interface::Sessions)
+            || update.kexec.is_some()
             || update.files().any(|(_, _, file)| file.freeze_ns.is_some());
         if may_be_frozen {
             self.incoming = Some(update);
@@ -538,11 +555,11 @@ impl Timeline {
     }
 }
 
-fn restore(update: &mut Update, record: &Record) {
+fn restore(update: &mut Update, record: &Record, name: Option<String>) {
     let (Some(token), Some(ret)) = (record.token(), record.ret()) else {
         return;
     };
-    let session = update.session_or_new(record.session(), || None);
+    let session = update.session_or_new(record.session(), || name);
     // An attempt before the kexec, or a second one, says nothing about the file.
     if ret == -errno::EBUSY
         || ret == -errno::ENOENT

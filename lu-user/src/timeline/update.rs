@@ -294,6 +294,17 @@ struct Span {
     end_ns: u64,
 }
 
+/// A reboot(KEXEC) that has not come back.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kexec {
+    /// Whose it is.
+    pub tid: u32,
+    /// When it was entered.
+    pub start_ns: u64,
+    /// Whether the freeze within has failed.
+    pub freeze_failed: bool,
+}
+
 /// One attempt: it begins with the first session (v3: the first preserve).
 #[derive(Clone, Debug, Default)]
 pub struct Update {
@@ -325,9 +336,10 @@ pub struct Update {
     pub crossing: Option<Crossing>,
     /// Whether the new kernel is running.
     pub(super) beyond_kexec: bool,
-    /// Whether the freeze of the reboot(KEXEC) under way has failed.
-    pub(super) freeze_failed: bool,
-    pub(super) kexec_ns: Option<u64>,
+    /// The reboot(KEXEC) under way.
+    pub(super) kexec: Option<Kexec>,
+    /// Whether it was first seen in the new kernel, so that nobody knows what was handed over.
+    pub(super) is_partial: bool,
     pub(super) jumped_ns: Option<u64>,
     pub(super) booted_ns: Option<u64>,
     /// The sessions that can be named at the moment.
@@ -344,6 +356,7 @@ impl Update {
     pub(super) fn beyond_kexec() -> Self {
         Self {
             beyond_kexec: true,
+            is_partial: true,
             ..Self::default()
         }
     }
@@ -472,8 +485,12 @@ impl Update {
         next
     }
 
-    /// Whether every session that was handed over has come to its end.
+    /// Whether every session that was handed over has come to its end. Of an update that was first seen in the
+    /// new kernel that is never known.
     pub(super) fn is_all_finished(&self) -> bool {
+        if self.is_partial {
+            return false;
+        }
         let mut handed_over = self
             .sessions
             .values()
@@ -524,12 +541,24 @@ impl Update {
                 let phase = match (name, self.spans.get(&name)) {
                     (PhaseName::Shutdown, _) => Phase::between(name, freeze_end, self.jumped_ns),
                     (PhaseName::Boot, _) => Phase::between(name, self.jumped_ns, self.booted_ns),
+                    (PhaseName::Restore | PhaseName::Finish, Some(span)) if self.is_unspanned() => {
+                        Phase {
+                            name,
+                            start_ns: None,
+                            ns: span.end_ns.checked_sub(span.start_ns),
+                        }
+                    }
                     (_, Some(span)) => Phase::between(name, Some(span.start_ns), Some(span.end_ns)),
                     (_, None) => Phase::between(name, None, None),
                 };
                 (took_place || phase.known()).then_some(phase)
             })
             .collect()
+    }
+
+    /// Whether the times in the new kernel cannot be held against those in the old one.
+    fn is_unspanned(&self) -> bool {
+        self.beyond_kexec && !self.emulated && self.crossing.is_none() && !self.is_partial
     }
 
     /// The blackout, to the end of the last restore. `None` until the update is finished or every file is
@@ -541,12 +570,14 @@ impl Update {
                 BlackoutStart::Freeze,
                 self.spans.get(&PhaseName::Freeze)?.start_ns,
             ),
-            Interface::Sessions => (BlackoutStart::Reboot, self.kexec_ns?),
+            Interface::Sessions => (BlackoutStart::Reboot, self.kexec?.start_ns),
         };
         let restore = self.spans.get(&PhaseName::Restore)?;
-        let waiting = self
-            .files()
-            .any(|(session, _, file)| file.outcome == FileOutcome::Frozen && !session.is_own());
+        let waiting = self.files().any(|(session, _, file)| {
+            // The freeze of a file that is still in the list was not seen.
+            matches!(file.outcome, FileOutcome::Frozen | FileOutcome::Preserved)
+                && !session.is_own()
+        });
         if waiting && self.outcome != Outcome::Finished {
             return None;
         }

@@ -9,6 +9,7 @@ mod debian_cloud;
 mod image;
 mod kernel;
 mod machine;
+pub mod observe;
 mod protocol;
 mod selftests;
 pub mod tests;

@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::selftests::{self, Tap};
-use super::{Include, Kernel, Outcome, Run, kernel};
+use super::{Include, Kernel, Outcome, Run, kernel, observe};
 use crate::{setup, sh};
 
 /// One test.
@@ -135,7 +135,7 @@ fn live_update() -> Result<()> {
     Ok(())
 }
 
-fn report_of(outcome: &Outcome) -> Result<Value> {
+pub(super) fn report_of(outcome: &Outcome) -> Result<Value> {
     serde_json::from_str(&outcome.read("report.json")?)
         .context("report.json is not one JSON document")
 }
@@ -376,32 +376,8 @@ fn contention() -> Result<()> {
     Ok(())
 }
 
-/// The stress example; the buffers are made for so many events at once.
-pub fn stress_run(sessions: u64, files: u64, with_lu: bool, out: PathBuf) -> Result<Run> {
-    let mut run = Run::new(Kernel::own()?, out);
-    run.includes
-        .push(Include::program(&crate::build::static_example("stress")?)?);
-    run.stages = ["preserve", "restore"].map(|step| {
-        Some(vec![
-            "stress".to_owned(),
-            step.to_owned(),
-            sessions.to_string(),
-            files.to_string(),
-        ])
-    });
-    run.memory = "4G".into();
-    run.limit = 4 * super::LIMIT;
-    run.with_trace = false;
-    run.lu = with_lu.then(|| {
-        ["--ring-buffer=64MiB", "--recorder=64MiB"]
-            .map(str::to_owned)
-            .to_vec()
-    });
-    Ok(run)
-}
-
 fn stress() -> Result<()> {
-    let outcome = passed(&stress_run(100, 100, true, folder("stress"))?)?;
+    let outcome = passed(&observe::stress(100, 100, true, folder("stress"))?)?;
     let report = report_of(&outcome)?;
     check_update(&report)?;
     let restored = list(&report, "/sessions")?
