@@ -1,9 +1,13 @@
 //! The timeline fed with events: what it makes of updates that end well, badly, or unseen.
 
-use lu_common::event::{FileKind, Kind, Record, flags, known};
+use lu_common::event::{Anchor, FileKind, Kind, Record, SessionName, flags, known, session_id};
 use lu_common::uapi::v3;
 use lu_user::export::{Report, waterfall};
-use lu_user::timeline::{FileOutcome, FileSpan, Names, Outcome, PhaseName, Timeline, Update};
+use lu_user::timeline::clock::Clock;
+use lu_user::timeline::{
+    BlackoutStart, FileOutcome, FileSpan, Names, Outcome, PhaseName, SessionOutcome, Timeline,
+    Update,
+};
 use proptest::prelude::*;
 
 /// Builds streams of events, a microsecond for each call.
@@ -366,6 +370,256 @@ fn the_report_has_the_fields_that_were_promised() {
     assert!(json["sessions"][0]["name"].is_null());
     assert!(json["verdicts"].is_array() && json["errors"].is_array());
     assert!(json["events"]["seen"].as_u64() > Some(0));
+}
+
+/// The sessions interface on a kernel, with a reading of the clocks where a test wants one.
+struct Kernels(Story);
+
+/// Of the kernel in which a story begins, of the next one.
+const OLD: u8 = 1;
+const NEW: u8 = 2;
+
+fn padded(name: &str) -> SessionName {
+    let mut padded = [0; 64];
+    padded[..name.len()].copy_from_slice(name.as_bytes());
+    padded
+}
+
+impl Kernels {
+    /// lu starts, and ten seconds later knows the counter's frequency: one tick a nanosecond.
+    fn new() -> Self {
+        let mut story = Self(Story::new());
+        story.anchor(OLD, 1_000_000, 1_000_000, 0);
+        story.0.now = 10_001_000_000;
+        story.anchor(OLD, 10_001_000_000, 10_001_000_000, 0);
+        story
+    }
+
+    fn anchor(&mut self, boot: u8, t_ns: u64, counter: u64, init_ns: u64) {
+        let anchor = Anchor {
+            boot_id: [boot; 16],
+            counter,
+            raw_ns: t_ns,
+            realtime_ns: counter,
+            spread_ns: 10,
+            init_ns,
+            tick_ns: 1,
+        };
+        let record = Record::made(Kind::Anchor, t_ns, zerocopy::transmute!(anchor));
+        self.0.timeline.push(&record);
+        self.0.now = t_ns + 1_000;
+    }
+
+    /// The next kernel is up, five seconds after now, and has been for a second.
+    fn jumped(&mut self) {
+        let beat = Record::made(Kind::LastBeat, self.0.now, [0; 64]);
+        self.0.timeline.push(&beat);
+        self.anchor(NEW, 1_000_000_000, self.0.now + 5_000_000_000, 400_000_000);
+    }
+
+    fn call(&mut self, kind: Kind, name: &str, token: Option<u64>, ret: i32) {
+        let name = padded(name);
+        self.0
+            .timeline
+            .push(&Record::made(Kind::Name, self.0.now, name));
+        self.0.push(kind, ret, |record| {
+            record.header.flags = flags::EXIT | flags::SESSIONS | flags::TASK;
+            record.call.session = session_id(&name);
+            record.call.known = known::SESSION;
+            if let Some(token) = token {
+                record.call.token = token;
+                record.call.known |= known::TOKEN;
+            }
+        });
+    }
+
+    fn reboot(&mut self, tid: u32, ret: Option<i32>) {
+        self.0.push(Kind::Kexec, ret.unwrap_or(0), |record| {
+            record.header.tid = tid;
+            record.header.flags = flags::SESSIONS | flags::TASK;
+            if ret.is_some() {
+                record.header.flags |= flags::EXIT;
+            }
+        });
+    }
+
+    fn frozen(&mut self, names: &[&str], ret: i32) {
+        for name in names {
+            self.call(Kind::SessionFreeze, name, None, 0);
+        }
+        self.0.push(Kind::Freeze, ret, |record| {
+            record.header.flags = flags::EXIT | flags::SESSIONS | flags::TASK;
+        });
+    }
+
+    fn preserved(&mut self, name: &str, tokens: &[u64]) {
+        self.call(Kind::SessionCreate, name, None, 0);
+        for token in tokens {
+            self.call(Kind::Preserve, name, Some(*token), 0);
+        }
+    }
+
+    fn restored(&mut self, name: &str, tokens: &[u64]) {
+        self.call(Kind::SessionRetrieve, name, None, 0);
+        for token in tokens {
+            self.call(Kind::Restore, name, Some(*token), 0);
+        }
+        self.call(Kind::SessionFinish, name, None, 0);
+    }
+
+    fn update(&self) -> &Update {
+        self.0.timeline.latest_told().expect("an update")
+    }
+}
+
+fn sessions(update: &Update) -> Vec<(&str, SessionOutcome)> {
+    update
+        .sessions
+        .values()
+        .map(|session| (session.name.as_deref().unwrap_or(""), session.outcome))
+        .collect()
+}
+
+#[test]
+fn two_kernels_make_one_update_with_the_counter_as_its_clock() {
+    let mut story = Kernels::new();
+    story.preserved("a", &[1, 2]);
+    story.preserved("b", &[1]);
+    let start = story.0.now;
+    story.reboot(7, None);
+    story.frozen(&["a", "b"], 0);
+    let jump = story.0.now;
+    story.jumped();
+    story.restored("a", &[2, 1]);
+    assert_eq!(story.update().outcome, Outcome::InProgress);
+    story.restored("b", &[1]);
+    let end = story.0.now;
+    story.anchor(NEW, 11_000_000_000, jump + 15_000_000_000, 0);
+    let update = story.update();
+    assert_eq!(update.outcome, Outcome::Finished);
+    let blackout = update.blackout().expect("known");
+    // Five seconds from the last sign of the old kernel to the first reading in the new one.
+    let restored = jump + 5_000_000_000 + (end - 1_000_001_000);
+    assert!(
+        blackout.ns.abs_diff(restored - start) < 10_000,
+        "{blackout:?}"
+    );
+    assert_eq!(
+        (blackout.clock, blackout.from),
+        (Clock::Counter, BlackoutStart::Reboot)
+    );
+    assert!(
+        blackout.uncertainty_ns.is_some_and(|ns| ns < 1_000),
+        "{blackout:?}"
+    );
+    assert!(update.phases().iter().all(lu_user::timeline::Phase::known));
+    assert!(
+        update
+            .phases()
+            .iter()
+            .any(|phase| phase.name == PhaseName::Boot)
+    );
+}
+
+#[test]
+fn a_refused_reboot_of_somebody_else_moves_nothing() {
+    let mut story = Kernels::new();
+    story.preserved("a", &[1]);
+    let start = story.0.now;
+    story.reboot(7, None);
+    story.reboot(8, Some(-1));
+    story.frozen(&["a"], 0);
+    story.jumped();
+    story.restored("a", &[1]);
+    assert_eq!(story.update().blackout().expect("known").start_ns, start);
+    assert_eq!(story.update().errors[&("reboot", 1)], 1);
+}
+
+#[test]
+fn a_failed_freeze_can_be_tried_again() {
+    let mut story = Kernels::new();
+    story.preserved("a", &[1]);
+    story.reboot(7, None);
+    story.frozen(&["a"], -5);
+    story.reboot(7, Some(-5));
+    assert_eq!(sessions(story.update()), [("a", SessionOutcome::Open)]);
+    let start = story.0.now;
+    story.reboot(7, None);
+    story.frozen(&["a"], 0);
+    story.jumped();
+    story.restored("a", &[1]);
+    let update = story.update();
+    assert_eq!(
+        (update.outcome, update.failed_freezes),
+        (Outcome::Finished, 1)
+    );
+    assert_eq!(update.blackout().expect("known").start_ns, start);
+}
+
+#[test]
+fn an_ordinary_reboot_loses_what_was_preserved() {
+    let mut story = Kernels::new();
+    story.preserved("a", &[1]);
+    story.anchor(NEW, 1_000_000_000, 500, 0);
+    assert_eq!(story.update().outcome, Outcome::Aborted);
+    assert_eq!(sessions(story.update()), [("a", SessionOutcome::Lost)]);
+    assert_eq!(outcomes(story.update()), [(1, FileOutcome::Lost)]);
+}
+
+#[test]
+fn what_was_first_seen_in_the_new_kernel_is_never_called_finished() {
+    let mut story = Kernels::new();
+    story.restored("a", &[1]);
+    story.restored("b", &[1]);
+    assert_eq!(story.0.timeline.updates().count(), 1);
+    assert_eq!(story.update().outcome, Outcome::InProgress);
+    assert_eq!(story.update().blackout(), None);
+}
+
+#[test]
+fn the_same_name_on_both_sides_is_two_sessions() {
+    let mut story = Kernels::new();
+    story.preserved("a", &[1]);
+    story.reboot(7, None);
+    story.frozen(&["a"], 0);
+    story.jumped();
+    story.preserved("a", &[9]);
+    story.call(Kind::SessionRetrieve, "a", None, 0);
+    story.call(Kind::Restore, "a", Some(1), 0);
+    story.call(Kind::SessionFinish, "a", None, 0);
+    let outcomes: Vec<_> = story.0.timeline.updates().map(outcomes).collect();
+    assert_eq!(
+        outcomes,
+        [
+            vec![(1, FileOutcome::Restored)],
+            vec![(9, FileOutcome::Preserved)]
+        ]
+    );
+}
+
+#[test]
+fn a_session_that_is_closed_before_the_kexec_takes_its_files_along() {
+    let mut story = Kernels::new();
+    story.preserved("a", &[1]);
+    story.call(Kind::SessionUnpreserve, "a", None, 0);
+    story.preserved("a", &[2]);
+    assert_eq!(
+        sessions(story.update()),
+        [("a", SessionOutcome::Closed), ("a", SessionOutcome::Open)]
+    );
+    assert_eq!(
+        outcomes(story.update()),
+        [(1, FileOutcome::Dropped), (2, FileOutcome::Preserved)]
+    );
+}
+
+#[test]
+fn lus_own_session_begins_no_update() {
+    let mut story = Kernels::new();
+    story.preserved("lu-recorder", &[1]);
+    assert!(story.0.timeline.latest().is_none());
+    story.preserved("a", &[1]);
+    assert_eq!(story.update().sessions.len(), 2);
 }
 
 proptest! {
