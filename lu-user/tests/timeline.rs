@@ -207,6 +207,7 @@ fn a_kexec_without_prepare_loses_the_files() {
     let mut story = Story::new();
     story
         .file(Kind::Preserve, 1, 0)
+        .enter(Kind::Kexec)
         .enter(Kind::Reboot)
         .event(Kind::Reboot, 0)
         .enter(Kind::Jump);

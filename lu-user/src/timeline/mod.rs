@@ -511,12 +511,14 @@ impl Timeline {
             return;
         }
         update.beyond_kexec = true;
+        // A kexec freezes every session; in v3 it freezes what was prepared.
+        let freezes = update.interface == Some(Interface::Sessions) && update.kexec.is_some();
         // Nothing was frozen: the files are gone with their kernel. Where a freeze may only not have been
         // seen, its outcome is unknown, and what comes will tell.
         let may_be_frozen = update.has_phase(PhaseName::Freeze)
             || update.has_phase(PhaseName::Prepare)
             || update.events.lost > 0
-            || update.kexec.is_some()
+            || freezes
             || update.files().any(|(_, _, file)| file.freeze_ns.is_some());
         if may_be_frozen {
             self.incoming = Some(update);

@@ -16,12 +16,16 @@ pub fn trials() -> Vec<Trial> {
         trial("unclaimed_files_are_reported", unclaimed),
         trial("a_plain_kexec_loses_what_was_preserved", plain_kexec),
         trial("doctor_names_what_is_refused_with_the_errno", doctor),
+        trial(
+            "doctor_names_functions_that_this_kernel_lacks",
+            doctor_hooks,
+        ),
         trial("errors_say_what_to_do", errors),
     ]
 }
 
 /// Runs a shell script under an emulation, watched, and returns the report.
-fn watched(options: &[&str], script: &str) -> Result<Value, Failed> {
+pub fn watched(options: &[&str], script: &str) -> Result<Value, Failed> {
     let folder = scratch();
     let journal = path(folder.path())?;
     let recorder = Background::watch(&["run", "--journal", journal], Stdio::null())?;
@@ -176,6 +180,27 @@ fn doctor() -> Outcome {
         &diagnosis,
         hooks.iter().all(|hook| hook["attached"] == "uprobe"),
     )
+}
+
+/// Held against the types as bytes: a name that is not among them cannot be found, and one that is must be.
+fn doctor_hooks() -> Outcome {
+    let output = run(&["doctor", "--hooks", "--json"])?;
+    let found: Value = serde_json::from_slice(&output.stdout)?;
+    let hooks = found["hooks"].as_array().ok_or("no hooks")?;
+    let types = std::fs::read("/sys/kernel/btf/vmlinux")?;
+    let mut same = 0;
+    for hook in hooks {
+        let function = hook["function"].as_str().ok_or("no function")?;
+        let name = format!("\0{function}\0");
+        let there = types
+            .windows(name.len())
+            .any(|bytes| bytes == name.as_bytes());
+        check(hook, (hook["verdict"] == "missing") != there)?;
+        same += usize::from(hook["verdict"] == "same");
+    }
+    // Every kernel can be restarted.
+    check(&found, same >= 2)?;
+    expect_status(&output, i32::from(same < hooks.len()))
 }
 
 fn errors() -> Outcome {

@@ -3,6 +3,7 @@
 use libtest_mimic::{Failed, Trial};
 
 use crate::clients::path;
+use crate::commands::watched;
 use crate::support::{Outcome, client, expect_status, lu, run, scratch, trial};
 
 pub fn trials() -> Vec<Trial> {
@@ -12,6 +13,7 @@ pub fn trials() -> Vec<Trial> {
         }),
         trial("every_line_of_the_sessions_table_dynamic", || table(&[])),
         trial("random_sequences_survive_a_kexec", sequences),
+        trial("a_sessions_update_is_reported_whole", reported),
         trial("ctl_takes_a_session_over_a_kexec", ctl),
         trial("options_of_the_other_interface_are_refused", options),
         trial("every_function_is_a_place_of_its_own", places),
@@ -85,6 +87,37 @@ fn sequences() -> Outcome {
     let (kept, found, lines) = (kept.count(), found.count(), said.lines().count());
     if kept < 100 || found < 20 || lines != 2 * STEPS + kept {
         return Err(format!("{kept} kept, {found} found, {lines} lines").into());
+    }
+    Ok(())
+}
+
+/// The lab's clients, watched: sessions with their files, and the mistake, over a kexec.
+fn reported() -> Outcome {
+    let sessions = example("sessions")?;
+    let script = format!("{sessions} stage1 && lu emulate kexec && {sessions} stage2");
+    let report = watched(&["--interface=sessions"], &script)?;
+    let files: Vec<(&str, u64)> = report["sessions"]
+        .as_array()
+        .ok_or("no sessions")?
+        .iter()
+        .filter(|session| session["outcome"] == "finished")
+        .filter_map(|session| Some((session["name"].as_str()?, session["files"].as_array()?)))
+        .flat_map(|(name, files)| {
+            files
+                .iter()
+                .filter(|file| file["outcome"] == "restored" && file["kind"] == "memfd")
+                .filter_map(move |file| Some((name, file["token"].as_u64()?)))
+        })
+        .collect();
+    let holds = report["interface"] == "sessions"
+        && report["outcome"] == "finished"
+        && report["blackout"]["from"] == "reboot"
+        && report["blackout"]["ns"].as_u64() > Some(50_000_000)
+        && report["errors"][0]["operation"] == "preserve"
+        && report["errors"][0]["errno"] == "EEXIST"
+        && report["events"]["lost"] == 0;
+    if !holds || files != [("guest-a", 1), ("guest-a", 2), ("guest-b", 1)] {
+        return Err(format!("{report:#}").into());
     }
     Ok(())
 }
