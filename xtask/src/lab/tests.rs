@@ -18,7 +18,7 @@ pub struct Test {
 }
 
 /// All of them.
-pub const ALL: [Test; 8] = [
+pub const ALL: [Test; 9] = [
     Test {
         name: "lab: a live update across a real kexec",
         run: live_update,
@@ -26,6 +26,10 @@ pub const ALL: [Test; 8] = [
     Test {
         name: "lab: the kernel's own selftests",
         run: single_boot_selftests,
+    },
+    Test {
+        name: "the kernel's own selftests under the emulated orchestrator",
+        run: emulated_selftests,
     },
     Test {
         name: "lab: the kernel's own selftest across a kexec",
@@ -251,15 +255,7 @@ fn single_boot_selftests() -> Result<()> {
     run.stages[0] = Some(vec!["liveupdate".into()]);
     run.single_boot = true;
     let outcome = passed(&run)?;
-    let tap = Tap::parse(&outcome.read("stage1.out")?);
-    ensure!(
-        tap.all_passed() && tap.passed >= SELFTEST_CASES,
-        "not all of the kernel's selftests passed: {tap:?}"
-    );
-    sh::say(&format!(
-        "lab: {} of the kernel's selftests passed",
-        tap.passed
-    ));
+    check_selftests(&outcome.read("stage1.out")?)?;
     let report = report_of(&outcome)?;
     expect(&report, "/events/lost", 0)?;
     for (name, tokens) in SELFTEST_SESSIONS {
@@ -276,6 +272,27 @@ fn single_boot_selftests() -> Result<()> {
         failed(&report, operation, errno)?;
     }
     Ok(())
+}
+
+fn check_selftests(said: &str) -> Result<()> {
+    let tap = Tap::parse(said);
+    ensure!(
+        tap.all_passed() && tap.passed >= SELFTEST_CASES,
+        "not all of the kernel's selftests passed: {tap:?}"
+    );
+    sh::say(&format!("{} of the kernel's selftests passed", tap.passed));
+    Ok(())
+}
+
+/// The same program, on this machine.
+fn emulated_selftests() -> Result<()> {
+    let program = selftests::ensure()?.join("liveupdate");
+    let lu = crate::build::lu()?;
+    check_selftests(&sh::read(
+        sh::command(lu)
+            .args(["emulate", "--interface=sessions", "--"])
+            .arg(program),
+    )?)
 }
 
 fn kexec_selftest() -> Result<()> {
