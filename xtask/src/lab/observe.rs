@@ -106,7 +106,8 @@ fn spread(runs: &[[f64; PARTS.len()]], part: usize) -> [f64; 3] {
     let mut values: Vec<f64> = runs.iter().map(|parts| parts[part]).collect();
     values.sort_by(f64::total_cmp);
     let last = values.len() - 1;
-    [values[0], values[last / 2], values[last]]
+    let median = f64::midpoint(values[last / 2], values[values.len() / 2]);
+    [values[0], median, values[last]]
 }
 
 /// One run: its parts, and the events that were lost.
