@@ -393,6 +393,26 @@ mod tests {
     }
 
     #[test]
+    fn what_another_run_left_sorts_before_and_counts_as_that_runs() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut old = Writer::create(folder.path()).expect("a writer");
+        old.append(&record(1)).expect("appended");
+        old.flush().expect("flushed");
+        let mut new = Writer::go_on(folder.path(), old.run() + 1).expect("a writer");
+        // What the journal lacks of the old run comes from the flight recorder.
+        let mut rest = Writer::go_on(folder.path(), old.run()).expect("a writer");
+        rest.append(&record(2)).expect("appended");
+        rest.sync().expect("synced");
+        new.begin_anew().expect("another file");
+        new.append(&record(3)).expect("appended");
+        new.flush().expect("flushed");
+        assert_eq!(times(folder.path()), (vec![1, 2, 3], 0));
+        let count = |run| count(folder.path(), run).expect("counted");
+        assert_eq!((count(old.run()), count(new.run())), (2, 1));
+        assert_eq!(fs::read_dir(folder.path()).expect("read").count(), 3);
+    }
+
+    #[test]
     fn a_record_that_is_cut_short_is_left_out_and_said_at_every_length() {
         let folder = tempfile::tempdir().expect("a folder");
         let mut writer = Writer::create(folder.path()).expect("a writer");
