@@ -207,12 +207,20 @@ pub fn count_missing() {
 )]
 #[inline(always)]
 pub fn session<O: Orchestrator>(at: Option<u64>, flags: u8) -> Option<u64> {
-    let name = O::name(at?)?;
+    let id = named::<O>(at?, flags);
+    (id != 0).then_some(id)
+}
+
+/// The same as a number, 0 for none. A function of its own, so that the name is not on the stack of its
+/// caller, whose room is 512 bytes with all that it calls (Linux 6.12 counts 32 for any that are begun).
+#[inline(never)]
+fn named<O: Orchestrator>(at: u64, flags: u8) -> u64 {
+    let Some(name) = O::name(at) else { return 0 };
     let id = session_id_of(&name);
     if NAMED.get_ptr(id).is_none() && send_name::<O>(&name, flags) {
         let _ = NAMED.insert(id, 1, 0);
     }
-    Some(id)
+    id
 }
 
 /// Remembers the token of a `struct file`.

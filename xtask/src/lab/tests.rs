@@ -477,7 +477,13 @@ fn debian_cloud() -> Result<()> {
         .push(Include::program(&crate::build::static_example("demo")?)?);
     run.stages[0] = Some(["lu", "emulate", "--", "demo"].map(str::to_owned).to_vec());
     run.single_boot = true;
-    let report = report_of(&passed(&run)?)?;
+    let outcome = passed(&run)?;
+    let said = outcome.read("lu-run-1.err")?;
+    ensure!(
+        !said.contains("no hook on"),
+        "not every hook was attached:\n{said}"
+    );
+    let report = report_of(&outcome)?;
     expect(&report, "/interface", "v3")?;
     expect(&report, "/orchestrator", "emulated")?;
     expect(&report, "/outcome", "finished")
