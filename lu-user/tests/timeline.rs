@@ -246,7 +246,7 @@ fn what_happened_before_lu_was_there_is_unknown_and_not_zero() {
         ]
     );
     assert_eq!(file(update, 1).preserve_ns, None);
-    let text = waterfall(update, 100);
+    let text = waterfall(&Report::from(update), 100);
     assert!(text.contains("blackout unknown"), "{text}");
 }
 
@@ -335,7 +335,7 @@ fn a_loss_marks_the_numbers() {
     let report = Report::from(story.update());
     assert_eq!(report.events.lost, 7);
     assert!(report.blackout.expect("known").lossy);
-    let text = waterfall(story.update(), 100);
+    let text = waterfall(&Report::from(story.update()), 100);
     assert!(text.contains("≥") && text.contains("7 lost"), "{text}");
 }
 
@@ -650,7 +650,7 @@ proptest! {
         }
         for update in timeline.updates() {
             for columns in [0, 80, 200] {
-                prop_assert!(waterfall(update, columns).contains("events seen"));
+                prop_assert!(waterfall(&Report::from(update), columns).contains("events seen"));
             }
             let report = serde_json::to_value(Report::from(update)).expect("JSON");
             prop_assert!(report["sessions"].as_array().expect("sessions").len() <= 200);

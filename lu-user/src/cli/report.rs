@@ -58,13 +58,13 @@ impl Args {
                 update
             }
         };
+        let report = Report::from(update);
         let mut out = std::io::stdout().lock();
         if self.json {
-            serde_json::to_writer_pretty(&mut out, &Report::from(update))
-                .map_err(std::io::Error::from)?;
+            serde_json::to_writer_pretty(&mut out, &report).map_err(std::io::Error::from)?;
             out.write_all(b"\n")?;
         } else {
-            out.write_all(waterfall(update, super::columns()).as_bytes())?;
+            out.write_all(waterfall(&report, super::columns()).as_bytes())?;
         }
         Ok(ExitCode::SUCCESS)
     }

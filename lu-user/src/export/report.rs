@@ -1,31 +1,36 @@
 //! The report as JSON. Its schema is stable: fields are added, and never change their meaning.
 
-use serde::Serialize;
+use std::borrow::Cow;
+
+use serde::{Deserialize, Serialize};
 
 use lu_common::uapi::Interface;
 
 use super::errno_name;
-use crate::timeline::clock::Crossing;
-use crate::timeline::{FileSpan, Phase, Session, Update};
+use crate::timeline::clock::{Clock, Crossing};
+use crate::timeline::{
+    BlackoutStart, FileOutcome, FileSpan, Outcome, Phase, PhaseName, Session, SessionOutcome,
+    Update,
+};
 
 /// The value of the field `schema`.
 pub const SCHEMA: &str = "lu.report/1";
 
-/// One update.
-#[derive(Debug, Serialize)]
+/// One update, as it is told: what every output is made from, and what the history keeps.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Report {
     /// [`SCHEMA`].
-    pub schema: &'static str,
+    pub schema: Cow<'static, str>,
     /// The update's number among those seen.
     pub update: u64,
     /// `v3` or `sessions`.
-    pub interface: &'static str,
+    pub interface: Cow<'static, str>,
     /// `emulated` or `kernel`.
-    pub orchestrator: &'static str,
+    pub orchestrator: Cow<'static, str>,
     /// The releases of the kernels that the update went through, as far as they are known.
     pub kernels: Vec<String>,
-    /// `finished`, `cancelled`, `aborted` or `in-progress`.
-    pub outcome: &'static str,
+    /// How it ended.
+    pub outcome: Outcome,
     /// How long the machine was dark; null where that was not seen.
     pub blackout: Option<BlackoutJson>,
     /// The phases that took place.
@@ -45,7 +50,7 @@ pub struct Report {
 }
 
 /// The blackout window.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BlackoutJson {
     /// Its length, in nanoseconds.
     pub ns: u64,
@@ -53,20 +58,20 @@ pub struct BlackoutJson {
     pub uncertainty_ns: Option<u64>,
     /// The clock that tells: `monotonic` within one kernel, `counter` (the CPU's, across a kexec) or
     /// `realtime` (where the counter did not run on).
-    pub clock: &'static str,
+    pub clock: Clock,
     /// What it begins with: `freeze` (v3) or `reboot` (the system call, sessions).
-    pub from: &'static str,
+    pub from: BlackoutStart,
     /// What it ends with.
-    pub to: &'static str,
+    pub to: Cow<'static, str>,
     /// Whether events of the update were lost, so that a later restore may be missing.
     pub lossy: bool,
 }
 
 /// The clocks on both sides of the kexec.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CrossingJson {
     /// The clock that tells.
-    pub clock: &'static str,
+    pub clock: Clock,
     /// From the old kernel's last reading of it to the new one's first, in nanoseconds.
     pub gap_ns: u64,
     /// The same by `CLOCK_REALTIME`, in nanoseconds.
@@ -82,10 +87,10 @@ pub struct CrossingJson {
 }
 
 /// A phase.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PhaseJson {
     /// Its name.
-    pub name: &'static str,
+    pub name: PhaseName,
     /// When it began: `CLOCK_MONOTONIC` of the first kernel in nanoseconds, carried on beyond the kexec.
     pub start_ns: Option<u64>,
     /// How long it took, in nanoseconds.
@@ -95,12 +100,12 @@ pub struct PhaseJson {
 }
 
 /// A session.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct SessionJson {
     /// Its name; null in v3.
     pub name: Option<String>,
     /// What became of it; null in v3.
-    pub outcome: Option<&'static str>,
+    pub outcome: Option<SessionOutcome>,
     /// Time to freeze all of it, in nanoseconds.
     pub freeze_ns: Option<u64>,
     /// Its files, by token.
@@ -108,12 +113,12 @@ pub struct SessionJson {
 }
 
 /// A file; durations in nanoseconds, null where not seen.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct FileJson {
     /// Its token.
     pub token: u64,
     /// What sort of file.
-    pub kind: Option<&'static str>,
+    pub kind: Option<Cow<'static, str>>,
     /// Its size.
     pub bytes: Option<u64>,
     /// Time to preserve it.
@@ -125,14 +130,14 @@ pub struct FileJson {
     /// Time to restore it.
     pub restore_ns: Option<u64>,
     /// What became of it.
-    pub outcome: &'static str,
+    pub outcome: FileOutcome,
 }
 
 /// Failed system calls of one sort.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ErrorJson {
     /// What was asked for.
-    pub operation: &'static str,
+    pub operation: Cow<'static, str>,
     /// The errno's name.
     pub errno: String,
     /// How often.
@@ -140,7 +145,7 @@ pub struct ErrorJson {
 }
 
 /// Events.
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EventsJson {
     /// Taken in.
     pub seen: u64,
@@ -151,22 +156,23 @@ pub struct EventsJson {
 impl From<&Update> for Report {
     fn from(update: &Update) -> Self {
         Self {
-            schema: SCHEMA,
+            schema: SCHEMA.into(),
             update: update.number,
-            interface: update.interface.map_or("unknown", Interface::name),
+            interface: update.interface.map_or("unknown", Interface::name).into(),
             orchestrator: if update.emulated {
                 "emulated"
             } else {
                 "kernel"
-            },
-            outcome: update.outcome.name(),
+            }
+            .into(),
+            outcome: update.outcome,
             kernels: update.kernels.clone(),
             blackout: update.blackout().map(|blackout| BlackoutJson {
                 ns: blackout.ns,
                 uncertainty_ns: blackout.uncertainty_ns,
-                clock: blackout.clock.name(),
-                from: blackout.from.name(),
-                to: "last-restore",
+                clock: blackout.clock,
+                from: blackout.from,
+                to: "last-restore".into(),
                 lossy: update.events.lost > 0,
             }),
             phases: update.phases().iter().map(PhaseJson::from).collect(),
@@ -178,7 +184,7 @@ impl From<&Update> for Report {
                 .errors
                 .iter()
                 .map(|((operation, errno), count)| ErrorJson {
-                    operation,
+                    operation: (*operation).into(),
                     errno: errno_name(*errno),
                     count: *count,
                 })
@@ -194,7 +200,7 @@ impl From<&Update> for Report {
 impl From<&Crossing> for CrossingJson {
     fn from(crossing: &Crossing) -> Self {
         Self {
-            clock: crossing.clock.name(),
+            clock: crossing.clock,
             gap_ns: crossing.gap_ns,
             realtime_gap_ns: crossing.realtime_gap_ns,
             old_hz: crossing.old_hz,
@@ -209,7 +215,7 @@ impl From<&Session> for SessionJson {
     fn from(session: &Session) -> Self {
         Self {
             name: session.name.clone(),
-            outcome: session.name.as_ref().map(|_| session.outcome.name()),
+            outcome: session.name.as_ref().map(|_| session.outcome),
             freeze_ns: session.freeze_ns,
             files: session
                 .files
@@ -223,7 +229,7 @@ impl From<&Session> for SessionJson {
 impl From<&Phase> for PhaseJson {
     fn from(phase: &Phase) -> Self {
         Self {
-            name: phase.name.name(),
+            name: phase.name,
             start_ns: phase.start_ns,
             ns: phase.ns,
             known: phase.known(),
@@ -235,13 +241,13 @@ impl FileJson {
     fn new(token: u64, file: &FileSpan) -> Self {
         Self {
             token,
-            kind: file.kind.map(lu_common::event::FileKind::name),
+            kind: file.kind.map(|kind| kind.name().into()),
             bytes: file.bytes,
             preserve_ns: file.preserve_ns,
             prepare_ns: file.prepare_ns,
             freeze_ns: file.freeze_ns,
             restore_ns: file.restore_ns,
-            outcome: file.outcome.name(),
+            outcome: file.outcome,
         }
     }
 }

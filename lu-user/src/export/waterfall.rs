@@ -2,11 +2,10 @@
 
 use std::fmt::Write as _;
 
-use lu_common::uapi::Interface;
-
-use super::{duration, errno_name, size};
+use super::report::{PhaseJson, Report};
+use super::{duration, size};
 use crate::timeline::clock::Clock;
-use crate::timeline::{BlackoutStart, FileOutcome, Outcome, Phase, Update};
+use crate::timeline::{BlackoutStart, FileOutcome, Outcome};
 
 /// The most files that are listed one by one.
 const LISTED: usize = 40;
@@ -17,27 +16,23 @@ const NARROW: usize = 16;
 /// Columns in front of the bars: name, start, time.
 const FRONT: usize = 38;
 
-/// Draws `update` for a terminal of `columns`.
+/// Draws a report for a terminal of `columns`.
 #[must_use]
-pub fn waterfall(update: &Update, columns: usize) -> String {
+pub fn waterfall(report: &Report, columns: usize) -> String {
     let mut text = String::new();
     let _ = writeln!(
         text,
         "update {} · {} · {} · {}",
-        update.number,
-        update.interface.map_or("unknown", Interface::name),
-        if update.emulated {
-            "emulated"
-        } else {
-            "kernel"
-        },
-        update.outcome.name(),
+        report.update,
+        report.interface,
+        report.orchestrator,
+        report.outcome.name(),
     );
-    let lossy = update.events.lost > 0;
-    if update.kernels.len() > 1 {
-        let _ = writeln!(text, "kernel {}", update.kernels.join(" → "));
+    let lossy = report.events.lost > 0;
+    if report.kernels.len() > 1 {
+        let _ = writeln!(text, "kernel {}", report.kernels.join(" → "));
     }
-    match update.blackout() {
+    match &report.blackout {
         Some(blackout) => {
             let _ = writeln!(
                 text,
@@ -55,15 +50,15 @@ pub fn waterfall(update: &Update, columns: usize) -> String {
                 blackout.from.name(),
             );
         }
-        None if update.outcome == Outcome::InProgress => {
+        None if report.outcome == Outcome::InProgress => {
             text.push_str("blackout not over, or not begun: files are still to be restored\n");
         }
         None => {
             let _ = writeln!(
                 text,
                 "blackout unknown: the {} and the last restore were not both seen",
-                match update.interface {
-                    Some(Interface::Sessions) => BlackoutStart::Reboot,
+                match &*report.interface {
+                    "sessions" => BlackoutStart::Reboot,
                     _ => BlackoutStart::Freeze,
                 }
                 .name()
@@ -71,19 +66,23 @@ pub fn waterfall(update: &Update, columns: usize) -> String {
         }
     }
     text.push('\n');
-    phases(&mut text, update, columns.saturating_sub(FRONT).max(NARROW));
-    files(&mut text, update);
-    if !update.errors.is_empty() {
+    phases(&mut text, report, columns.saturating_sub(FRONT).max(NARROW));
+    files(&mut text, report);
+    if !report.errors.is_empty() {
         text.push_str("\nrefused or failed\n");
-        for ((operation, errno), count) in &update.errors {
-            let _ = writeln!(text, "  {operation} {} × {count}", errno_name(*errno));
+        for error in &report.errors {
+            let _ = writeln!(
+                text,
+                "  {} {} × {}",
+                error.operation, error.errno, error.count
+            );
         }
     }
     let _ = writeln!(
         text,
         "\n{} events seen, {} lost{}",
-        update.events.seen,
-        update.events.lost,
+        report.events.seen,
+        report.events.lost,
         if lossy {
             ": what is above may be incomplete"
         } else {
@@ -93,8 +92,8 @@ pub fn waterfall(update: &Update, columns: usize) -> String {
     text
 }
 
-fn phases(text: &mut String, update: &Update, width: usize) {
-    let phases = update.phases();
+fn phases(text: &mut String, report: &Report, width: usize) {
+    let phases = &report.phases;
     let begin = phases.iter().filter_map(|phase| phase.start_ns).min();
     let end = phases
         .iter()
@@ -115,7 +114,10 @@ fn phases(text: &mut String, update: &Update, width: usize) {
         duration(whole),
         w = width.saturating_sub(8),
     );
-    for Phase { name, start_ns, ns } in phases {
+    for PhaseJson {
+        name, start_ns, ns, ..
+    } in phases
+    {
         let start = start_ns.map(|start| start - begin);
         let shown = |ns: Option<u64>| ns.map_or_else(|| "unknown".to_owned(), duration);
         let _ = write!(
@@ -126,9 +128,9 @@ fn phases(text: &mut String, update: &Update, width: usize) {
                 || "unknown".to_owned(),
                 |start| format!("+{}", duration(start))
             ),
-            shown(ns),
+            shown(*ns),
         );
-        if let (Some(start), Some(ns)) = (start, ns) {
+        if let (Some(start), Some(ns)) = (start, *ns) {
             let column = |ns: u64| (u128::from(ns) * width as u128 / u128::from(whole)) as usize;
             let from = column(start).min(width - 1);
             let to = column(start + ns).clamp(from + 1, width);
@@ -141,20 +143,25 @@ fn phases(text: &mut String, update: &Update, width: usize) {
     }
 }
 
-fn files(text: &mut String, update: &Update) {
-    if update.files().next().is_none() {
+fn files(text: &mut String, report: &Report) {
+    let all: usize = report
+        .sessions
+        .iter()
+        .map(|session| session.files.len())
+        .sum();
+    if all == 0 {
         text.push_str("\nno files\n");
         return;
     }
     let shown = |ns: Option<u64>| ns.map_or_else(|| "unknown".to_owned(), duration);
     let mut room = LISTED;
-    for session in update.sessions.values() {
+    for session in &report.sessions {
         text.push('\n');
-        if let Some(name) = &session.name {
+        if let (Some(name), Some(outcome)) = (&session.name, session.outcome) {
             let _ = writeln!(
                 text,
                 "session {name} · {} · {} {}",
-                session.outcome.name(),
+                outcome.name(),
                 session.files.len(),
                 if session.files.len() == 1 {
                     "file"
@@ -171,7 +178,7 @@ fn files(text: &mut String, update: &Update) {
             "{:<20}{:<9}{:>10}{:>11}{:>11}{:>11}  outcome",
             "token", "kind", "size", "preserve", "freeze", "restore"
         );
-        for (token, file) in session.files.iter().take(room) {
+        for file in session.files.iter().take(room) {
             // What did not take place is not unknown.
             let span = |ns: Option<u64>, expected: bool| {
                 if ns.is_none() && !expected {
@@ -187,9 +194,8 @@ fn files(text: &mut String, update: &Update) {
             let _ = writeln!(
                 text,
                 "{:<20}{:<9}{:>10}{:>11}{:>11}{:>11}  {}",
-                format!("{token:#x}"),
-                file.kind
-                    .map_or("unknown", lu_common::event::FileKind::name),
+                format!("{:#x}", file.token),
+                file.kind.as_deref().unwrap_or("unknown"),
                 file.bytes.map_or_else(|| "unknown".to_owned(), size),
                 shown(file.preserve_ns),
                 span(file.freeze_ns, beyond),
@@ -199,7 +205,6 @@ fn files(text: &mut String, update: &Update) {
         }
         room = room.saturating_sub(session.files.len());
     }
-    let all = update.files().count();
     if all > LISTED {
         let _ = writeln!(text, "… and {} more files; --json lists all", all - LISTED);
     }

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 use lu_common::event::Anchor;
 
+use super::names::named;
+
 /// What `CLOCK_REALTIME` may be off by after a boot: the RTC counts whole seconds.
 const RTC: Duration = Duration::from_secs(1);
 
@@ -20,26 +22,15 @@ const AGREE: Duration = Duration::from_secs(2);
 /// The least time between two readings that make a frequency.
 const LEAST_SPAN: Duration = Duration::from_millis(100);
 
-/// By which clock a span was measured.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Clock {
-    /// `CLOCK_MONOTONIC` of one kernel.
-    Monotonic,
-    /// The CPU's counter, across a kexec.
-    Counter,
-    /// `CLOCK_REALTIME`, across a kexec.
-    Realtime,
-}
-
-impl Clock {
-    /// The name in reports.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Monotonic => "monotonic",
-            Self::Counter => "counter",
-            Self::Realtime => "realtime",
-        }
+named! {
+    /// By which clock a span was measured.
+    pub enum Clock {
+        /// `CLOCK_MONOTONIC` of one kernel.
+        Monotonic = "monotonic",
+        /// The CPU's counter, across a kexec.
+        Counter = "counter",
+        /// `CLOCK_REALTIME`, across a kexec.
+        Realtime = "realtime",
     }
 }
 

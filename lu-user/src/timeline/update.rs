@@ -6,6 +6,7 @@ use lu_common::event::{FileKind, Record};
 use lu_common::uapi::Interface;
 
 use super::clock::{Clock, Crossing};
+use super::names::named;
 
 /// The session in which lu itself hands over what it recorded. It is listed as any other, but it neither
 /// begins an update nor counts for its phases.
@@ -18,69 +19,43 @@ const ENDED_SESSIONS: usize = 10_000;
 /// resolution timers).
 const RESOLUTION_NS: u64 = 1;
 
-/// How an update ended.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Outcome {
-    /// v3: FINISH in the new kernel. Sessions: every session that was handed over is finished.
-    Finished,
-    /// CANCEL.
-    Cancelled,
-    /// Given up: the freeze failed, the device was closed, or a kexec came without a freeze.
-    Aborted,
-    /// Not ended yet.
-    #[default]
-    InProgress,
-}
-
-impl Outcome {
-    /// The name in reports.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Finished => "finished",
-            Self::Cancelled => "cancelled",
-            Self::Aborted => "aborted",
-            Self::InProgress => "in-progress",
-        }
+named! {
+    /// How an update ended.
+    #[derive(Default)]
+    pub enum Outcome {
+        /// v3: FINISH in the new kernel. Sessions: every session that was handed over is finished.
+        Finished = "finished",
+        /// CANCEL.
+        Cancelled = "cancelled",
+        /// Given up: the freeze failed, the device was closed, or a kexec came without a freeze.
+        Aborted = "aborted",
+        /// Not ended yet.
+        #[default]
+        InProgress = "in-progress",
     }
 }
 
-/// What became of one file.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum FileOutcome {
-    /// In the list, not frozen.
-    #[default]
-    Preserved,
-    /// Handed over.
-    Frozen,
-    /// Given out in the new kernel.
-    Restored,
-    /// Handed over and never asked for: discarded at FINISH.
-    Unclaimed,
-    /// A callback or the restore failed.
-    Failed,
-    /// Taken off the list by its owner.
-    Unpreserved,
-    /// Taken off the list because the device, or its session, was closed.
-    Dropped,
-    /// A kexec came without a freeze.
-    Lost,
-}
-
-impl FileOutcome {
-    /// The name in reports.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Preserved => "preserved",
-            Self::Frozen => "frozen",
-            Self::Restored => "restored",
-            Self::Unclaimed => "unclaimed",
-            Self::Failed => "failed",
-            Self::Unpreserved => "unpreserved",
-            Self::Dropped => "dropped",
-            Self::Lost => "lost",
-        }
+named! {
+    /// What became of one file.
+    #[derive(Default)]
+    pub enum FileOutcome {
+        /// In the list, not frozen.
+        #[default]
+        Preserved = "preserved",
+        /// Handed over.
+        Frozen = "frozen",
+        /// Given out in the new kernel.
+        Restored = "restored",
+        /// Handed over and never asked for: discarded at FINISH.
+        Unclaimed = "unclaimed",
+        /// A callback or the restore failed.
+        Failed = "failed",
+        /// Taken off the list by its owner.
+        Unpreserved = "unpreserved",
+        /// Taken off the list because the device, or its session, was closed.
+        Dropped = "dropped",
+        /// A kexec came without a freeze.
+        Lost = "lost",
     }
 }
 
@@ -103,39 +78,25 @@ pub struct FileSpan {
     pub outcome: FileOutcome,
 }
 
-/// What became of one session.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum SessionOutcome {
-    /// Created, not frozen.
-    #[default]
-    Open,
-    /// Closed before the kexec: everything in it was unpreserved.
-    Closed,
-    /// Handed over.
-    Frozen,
-    /// Asked for in the new kernel.
-    Retrieved,
-    /// Finished, explicitly or by its last close.
-    Finished,
-    /// Closed in the new kernel while it could not finish: out of reach until the next kexec.
-    Stranded,
-    /// A kexec came without a freeze.
-    Lost,
-}
-
-impl SessionOutcome {
-    /// The name in reports.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Open => "open",
-            Self::Closed => "closed",
-            Self::Frozen => "frozen",
-            Self::Retrieved => "retrieved",
-            Self::Finished => "finished",
-            Self::Stranded => "stranded",
-            Self::Lost => "lost",
-        }
+named! {
+    /// What became of one session.
+    #[derive(Default)]
+    pub enum SessionOutcome {
+        /// Created, not frozen.
+        #[default]
+        Open = "open",
+        /// Closed before the kexec: everything in it was unpreserved.
+        Closed = "closed",
+        /// Handed over.
+        Frozen = "frozen",
+        /// Asked for in the new kernel.
+        Retrieved = "retrieved",
+        /// Finished, explicitly or by its last close.
+        Finished = "finished",
+        /// Closed in the new kernel while it could not finish: out of reach until the next kexec.
+        Stranded = "stranded",
+        /// A kexec came without a freeze.
+        Lost = "lost",
     }
 }
 
@@ -169,50 +130,24 @@ impl Session {
     }
 }
 
-/// The parts of an update, in their order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum PhaseName {
-    /// From the first preserve to the end of the last one.
-    Preserve,
-    /// The state machine's PREPARE (v3).
-    Prepare,
-    /// The freeze within reboot(KEXEC).
-    Freeze,
-    /// From the end of the freeze to the jump; where the jump itself was not seen, to the stop of the
-    /// CPU on which lu ran.
-    Shutdown,
-    /// From there to the new kernel's orchestrator; where no probe sees that, to its first process.
-    Boot,
-    /// From the first restore to the end of the last one.
-    Restore,
-    /// v3: the state machine's FINISH. Sessions: from the first session's FINISH to the end of the last.
-    Finish,
-}
-
-impl PhaseName {
-    /// Every phase, in order.
-    pub const ALL: [Self; 7] = [
-        Self::Preserve,
-        Self::Prepare,
-        Self::Freeze,
-        Self::Shutdown,
-        Self::Boot,
-        Self::Restore,
-        Self::Finish,
-    ];
-
-    /// The name in reports.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Preserve => "preserve",
-            Self::Prepare => "prepare",
-            Self::Freeze => "freeze",
-            Self::Shutdown => "shutdown",
-            Self::Boot => "boot",
-            Self::Restore => "restore",
-            Self::Finish => "finish",
-        }
+named! {
+    /// The parts of an update, in their order.
+    pub enum PhaseName {
+        /// From the first preserve to the end of the last one.
+        Preserve = "preserve",
+        /// The state machine's PREPARE (v3).
+        Prepare = "prepare",
+        /// The freeze within reboot(KEXEC).
+        Freeze = "freeze",
+        /// From the end of the freeze to the jump; where the jump itself was not seen, to the stop of the
+        /// CPU on which lu ran.
+        Shutdown = "shutdown",
+        /// From there to the new kernel's orchestrator; where no probe sees that, to its first process.
+        Boot = "boot",
+        /// From the first restore to the end of the last one.
+        Restore = "restore",
+        /// v3: the state machine's FINISH. Sessions: from the first session's FINISH to the end of the last.
+        Finish = "finish",
     }
 }
 
@@ -244,23 +179,13 @@ impl Phase {
     }
 }
 
-/// What the blackout begins with.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum BlackoutStart {
-    /// The entry of the freeze (v3: user space prepares, then calls reboot(KEXEC)).
-    Freeze,
-    /// The entry of reboot(KEXEC) (sessions).
-    Reboot,
-}
-
-impl BlackoutStart {
-    /// The name in reports.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Freeze => "freeze",
-            Self::Reboot => "reboot",
-        }
+named! {
+    /// What the blackout begins with.
+    pub enum BlackoutStart {
+        /// The entry of the freeze (v3: user space prepares, then calls reboot(KEXEC)).
+        Freeze = "freeze",
+        /// The entry of reboot(KEXEC) (sessions).
+        Reboot = "reboot",
     }
 }
 
@@ -529,7 +454,8 @@ impl Update {
         let v3 = self.interface == Some(Interface::V3);
         let freeze_end = self.spans.get(&PhaseName::Freeze).map(|span| span.end_ns);
         PhaseName::ALL
-            .into_iter()
+            .iter()
+            .copied()
             .filter_map(|name| {
                 let took_place = match name {
                     PhaseName::Preserve | PhaseName::Restore | PhaseName::Finish => false,
