@@ -49,13 +49,13 @@ numbered! {
         Open = 1, "open";
         /// `luo_release(inode, file)`.
         Release = 2, "release";
-        /// `luo_ioctl(file, cmd, arg)`.
+        /// `luo_ioctl(file, cmd, arg)` or `luo_session_ioctl(file, cmd, arg)`, where no other kind tells it better.
         Ioctl = 3, "ioctl";
-        /// `luo_register_file(token, fd)`.
+        /// The ioctl that comes to `luo_register_file(token, fd)` (v3) or `luo_preserve_file(set, token, fd)`.
         Preserve = 4, "preserve";
-        /// `luo_unregister_file(token)`.
+        /// The ioctl that comes to `luo_unregister_file(token)`.
         Unpreserve = 5, "unpreserve";
-        /// `luo_retrieve_file(token, struct file **)`.
+        /// The ioctl that comes to `luo_retrieve_file(…, token, struct file **)`.
         Restore = 6, "restore";
         /// `luo_prepare()`.
         Prepare = 7, "prepare";
@@ -85,9 +85,9 @@ numbered! {
         FileFinish = 18, "file_finish";
         /// The unpreserve callback of one file (sessions).
         FileUnpreserve = 19, "file_unpreserve";
-        /// `luo_session_create(name, struct file **)`.
+        /// The ioctl that comes to `luo_session_create(name, struct file **)`.
         SessionCreate = 20, "session_create";
-        /// `luo_session_retrieve(name, struct file **)`.
+        /// The ioctl that comes to `luo_session_retrieve(name, struct file **)`.
         SessionRetrieve = 21, "session_retrieve";
         /// `luo_session_release(inode, file)`: the last close of a session.
         SessionRelease = 22, "session_release";
@@ -309,6 +309,10 @@ pub mod known {
     pub const SESSION: u16 = 1 << 5;
     /// [`Call::op_ns`](super::Call::op_ns).
     pub const OP: u16 = 1 << 6;
+    /// [`Call::object`](super::Call::object).
+    pub const OBJECT: u16 = 1 << 7;
+    /// [`Call::inner_ret`](super::Call::inner_ret).
+    pub const INNER_RET: u16 = 1 << 8;
 }
 
 /// What every record begins with.
@@ -367,8 +371,14 @@ pub struct Call {
     pub session: u64,
     /// Time in the file handler's callback, in nanoseconds.
     pub op_ns: u64,
+    /// Stands for the kernel's `struct file`, the same for the same one as long as lu runs: callbacks know the
+    /// file, and not its token.
+    pub object: u64,
+    /// What the function within returned, where the call returned something else (`luo_preserve_file`, say,
+    /// and its ioctl's answer could not be written).
+    pub inner_ret: i32,
     /// 0: room for what comes.
-    pub reserved: [u8; 16],
+    pub reserved: u32,
 }
 
 /// One event, as it crosses the ring buffer.
@@ -557,6 +567,22 @@ impl Record {
     #[must_use]
     pub fn op_ns(&self) -> Option<u64> {
         self.knows(known::OP).then_some(self.call.op_ns)
+    }
+
+    /// What stands for the kernel's `struct file`.
+    #[must_use]
+    pub fn object(&self) -> Option<u64> {
+        self.knows(known::OBJECT).then_some(self.call.object)
+    }
+
+    /// What the function returned that the call consists of: mostly what the call did.
+    #[must_use]
+    pub fn inner_ret(&self) -> Option<i32> {
+        if self.knows(known::INNER_RET) {
+            Some(self.call.inner_ret)
+        } else {
+            self.ret()
+        }
     }
 
     /// The name of a session ([`Kind::Name`]), as 64 bytes.

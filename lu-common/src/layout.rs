@@ -3,6 +3,9 @@
 
 use core::mem::size_of;
 
+/// How many kinds of files can be told by the address of their `struct file_operations`.
+pub const FILE_OPERATIONS_MAX: usize = 16;
+
 /// The value of an offset that the running kernel's types do not have.
 pub const ABSENT: u32 = u32::MAX;
 
@@ -58,6 +61,12 @@ offsets! {
     sb_s_magic: "super_block", "s_magic";
     /// Of a callback's argument: the file.
     args_file: "liveupdate_file_op_args", "file";
+    /// The name of a task.
+    task_comm: "task_struct", "comm";
+    /// Its credentials.
+    task_cred: "task_struct", "cred";
+    /// Of these, the real user in the initial user namespace.
+    cred_uid: "cred", "uid";
     /// Of a system call's registers: the third argument.
     regs_third: "pt_regs", THIRD_ARGUMENT;
 }

@@ -14,9 +14,10 @@
 )]
 
 mod attach;
+mod call;
 mod doctor;
+mod orchestrator;
 mod probe;
-mod task;
 
 /// What the kernel demands of programs that use its tracing helpers. The source is MIT or Apache-2.0,
 /// as the rest of the project; the compiled programs may be used under the GPL too.
@@ -67,7 +68,11 @@ macro_rules! hooks {
                 }
                 #[fexit]
                 fn [<fexit_ $name>](ctx: FExitContext) -> i32 {
-                    <$handler as Handler>::exit(&Fexit(ctx));
+                    let way = Fexit(ctx);
+                    if <$handler as Handler>::AT_EXIT {
+                        <$handler as Handler>::entry(&way);
+                    }
+                    <$handler as Handler>::exit(&way);
                     0
                 }
                 #[kprobe]

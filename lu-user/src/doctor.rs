@@ -6,7 +6,7 @@ use lu_common::uapi::Interface;
 use serde::Serialize;
 
 use crate::attach::allowed::{BTF, LSM_LIST, try_all};
-use crate::attach::{Hook, RING_BUFFER, Types, attach, hooks, interface_of};
+use crate::attach::{Detail, Hook, RING_BUFFER, Types, attach, hooks, interface_of};
 use crate::export::errno_name;
 use crate::orchestrator::{self, Orchestrator};
 
@@ -128,7 +128,7 @@ pub fn diagnose() -> Diagnosis {
         }),
     }
     let (orchestrator, places) = orchestrators();
-    let hooks: Vec<HookJson> = match attach(&places, RING_BUFFER) {
+    let hooks: Vec<HookJson> = match attach(&places, RING_BUFFER, Detail::Callbacks) {
         Ok(attached) => attached
             .coverage
             .into_iter()

@@ -47,6 +47,15 @@ impl Story {
             record.call.bytes = 4096;
             record.call.file_kind = FileKind::Memfd as u16;
             record.call.known = known::TOKEN | known::FILE;
+            let cmd = match kind {
+                Kind::Preserve => v3::FD_PRESERVE,
+                Kind::Unpreserve => v3::FD_UNPRESERVE,
+                Kind::Restore => v3::FD_RESTORE,
+                // No call of its own.
+                _ => return,
+            };
+            record.call.cmd = cmd;
+            record.call.known |= known::CMD;
         })
     }
 
@@ -255,15 +264,58 @@ fn a_failed_call_is_counted_once_by_what_was_asked_for() {
     let mut story = Story::new();
     // An open that was refused before the update belongs to it.
     story.event(Kind::Open, -16).file(Kind::Preserve, 1, 0);
+    // One comes to `luo_register_file`, the other is refused before.
     story
         .file(Kind::Preserve, 1, -17)
-        .ioctl(v3::FD_PRESERVE, -17);
-    story.ioctl(v3::FD_PRESERVE, -17).ioctl(0xBA99, -22);
+        .ioctl(v3::FD_PRESERVE, -17)
+        .ioctl(0xBA99, -22);
     let errors: Vec<_> = story.update().errors.clone().into_iter().collect();
     assert_eq!(
         errors,
         [(("ioctl", 22), 1), (("open", 16), 1), (("preserve", 17), 2)]
     );
+}
+
+#[test]
+fn a_file_is_preserved_where_only_the_answer_failed_and_not_where_only_the_answer_succeeded() {
+    let mut story = Story::new();
+    let mut preserve = |token, ret, inner_ret| {
+        story.push(Kind::Preserve, ret, |record| {
+            record.call.token = token;
+            record.call.cmd = v3::FD_PRESERVE;
+            record.call.inner_ret = inner_ret;
+            record.call.known = known::TOKEN | known::CMD | known::INNER_RET;
+        });
+    };
+    preserve(1, -14, 0);
+    // One of the faults of v3's patch 16.
+    preserve(2, 0, -12);
+    assert_eq!(outcomes(story.update()), [(1, FileOutcome::Preserved)]);
+    let errors: Vec<_> = story.update().errors.clone().into_iter().collect();
+    assert_eq!(errors, [(("preserve", 14), 1)]);
+}
+
+#[test]
+fn a_callback_that_knows_only_the_file_is_told_by_its_token() {
+    let mut story = Story::new();
+    let mut on = |kind, object, token: Option<u64>| {
+        story.push(kind, 0, |record| {
+            record.call.object = object;
+            record.call.known = known::OBJECT;
+            if let Some(token) = token {
+                record.call.token = token;
+                record.call.known |= known::TOKEN;
+            }
+        });
+    };
+    on(Kind::Preserve, 0xF11E, Some(7));
+    on(Kind::Preserve, 0xF12E, Some(8));
+    on(Kind::FileFreeze, 0xF12E, None);
+    on(Kind::FileFreeze, 0xBAD, None);
+    let update = story.update();
+    assert_eq!(file(update, 7).freeze_ns, None);
+    assert_eq!(file(update, 8).freeze_ns, Some(1_000));
+    assert_eq!(update.files().count(), 2);
 }
 
 #[test]

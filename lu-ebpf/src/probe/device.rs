@@ -2,21 +2,20 @@
 
 use lu_common::event::{Kind, known};
 
-use super::{Handler, send_call};
+use super::{Handler, finish};
 use crate::attach::{Entry, Exit};
-use crate::task;
+use crate::call;
 
 /// `static int luo_open(struct inode *, struct file *)`, v3 patch 16 and Linux 7.3.
 pub struct Open;
 
 impl Handler for Open {
     fn entry<E: Entry>(entry: &E) {
-        task::open::<E::Orchestrator>(entry.arg(1));
-        task::enter::<E::Orchestrator>(Kind::Open, 0, |_| {});
+        call::begin::<E::Orchestrator>(Kind::Open, Some(entry.arg(1)), 0);
     }
 
     fn exit<X: Exit>(exit: &X) {
-        send_call(Kind::Open, exit);
+        finish(Kind::Open, exit);
     }
 }
 
@@ -25,12 +24,20 @@ pub struct Release;
 
 impl Handler for Release {
     fn entry<E: Entry>(entry: &E) {
-        task::open::<E::Orchestrator>(entry.arg(1));
-        task::enter::<E::Orchestrator>(Kind::Release, 0, |_| {});
+        call::begin::<E::Orchestrator>(Kind::Release, Some(entry.arg(1)), 0);
     }
 
     fn exit<X: Exit>(exit: &X) {
-        send_call(Kind::Release, exit);
+        finish(Kind::Release, exit);
+    }
+}
+
+/// An ioctl begins; the exit needs `arg`.
+pub(super) fn begin_ioctl<E: Entry>(entry: &E, arg: u64) {
+    let (file, cmd) = (entry.arg(0), entry.arg(1) as u32);
+    if let Some(context) = call::begin::<E::Orchestrator>(Kind::Ioctl, Some(file), arg) {
+        context.call.cmd = cmd;
+        context.call.known |= known::CMD;
     }
 }
 
@@ -39,15 +46,10 @@ pub struct Ioctl;
 
 impl Handler for Ioctl {
     fn entry<E: Entry>(entry: &E) {
-        task::open::<E::Orchestrator>(entry.arg(0));
-        let cmd = entry.arg(1) as u32;
-        task::enter::<E::Orchestrator>(Kind::Ioctl, 0, |call| {
-            call.cmd = cmd;
-            call.known |= known::CMD;
-        });
+        begin_ioctl(entry, 0);
     }
 
     fn exit<X: Exit>(exit: &X) {
-        send_call(Kind::Ioctl, exit);
+        finish(Kind::Ioctl, exit);
     }
 }

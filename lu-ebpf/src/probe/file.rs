@@ -1,17 +1,54 @@
-//! Files in v3: into the list, out of it, back in the new kernel, and their handlers' callbacks.
+//! Files: into the list, out of it, back in the new kernel, and their handlers' callbacks.
 
 use lu_common::event::{Call, Kind, known};
 
-use super::{Handler, send_call};
-use crate::attach::{Entry, Exit, Orchestrator};
-use crate::task;
+use super::{Handler, learn_result};
+use crate::attach::{Entry, Exit};
+use crate::call::{self, Stamp};
+use crate::orchestrator::Orchestrator;
 
-pub(super) fn set_token(call: &mut Call, token: u64) {
-    call.token = token;
-    call.known |= known::TOKEN;
+/// The level of one file's callback, see [`crate::call`].
+const LEVEL: usize = 4;
+
+/// The call is about the file with this token.
+pub(super) fn learn_token(kind: Kind, token: u64) {
+    if let Some(context) = call::context() {
+        context.is(kind);
+        context.call.token = token;
+        context.call.known |= known::TOKEN;
+    }
 }
 
-pub(super) fn describe<O: Orchestrator>(call: &mut Call, file: u64) {
+/// The call is to preserve the file behind a descriptor.
+pub(super) fn learn_preserve(token: u64, fd: i32) {
+    learn_token(Kind::Preserve, token);
+    if let Some(context) = call::context() {
+        context.call.fd = fd;
+        context.call.known |= known::FD;
+    }
+}
+
+/// The call is to give out the file with this token, at an address.
+pub(super) fn learn_restore(token: u64, gives_at: u64) {
+    learn_token(Kind::Restore, token);
+    if let Some(context) = call::context() {
+        context.gives_at = gives_at;
+    }
+}
+
+/// The exit of `luo_retrieve_file` in both interfaces.
+pub(super) fn learn_restored<X: Exit>(exit: &X) {
+    learn_result(exit);
+    if let Some(context) = call::context()
+        && exit.ret() == 0
+        && let Some(file) = X::Orchestrator::pointer(context.gives_at)
+    {
+        describe::<<X::Orchestrator as Orchestrator>::Found>(&mut context.call, file);
+    }
+}
+
+fn describe<O: Orchestrator>(call: &mut Call, file: u64) {
+    set_object(call, file);
     if let Some(facts) = O::file(file) {
         call.file_kind = facts.kind;
         call.bytes = facts.bytes;
@@ -19,21 +56,28 @@ pub(super) fn describe<O: Orchestrator>(call: &mut Call, file: u64) {
     }
 }
 
+fn set_object(call: &mut Call, file: u64) {
+    let place = &raw mut call.object;
+    // The verifier lets nobody calculate with a pointer whose type it knows. What was stored in a map has none.
+    // SAFETY: the reference is valid for writes.
+    unsafe { place.write_volatile(file) };
+    // SAFETY: and for reads.
+    call.object = call::object(unsafe { place.read_volatile() });
+    call.known |= known::OBJECT;
+}
+
 /// `int luo_register_file(u64 token, int fd)`, v3 patch 14.
 pub struct Preserve;
 
 impl Handler for Preserve {
+    const AT_EXIT: bool = true;
+
     fn entry<E: Entry>(entry: &E) {
-        let (token, fd) = (entry.arg(0), entry.arg(1) as i32);
-        task::enter::<E::Orchestrator>(Kind::Preserve, 0, |call| {
-            set_token(call, token);
-            call.fd = fd;
-            call.known |= known::FD;
-        });
+        learn_preserve(entry.arg(0), entry.arg(1) as i32);
     }
 
     fn exit<X: Exit>(exit: &X) {
-        send_call(Kind::Preserve, exit);
+        learn_result(exit);
     }
 }
 
@@ -41,13 +85,14 @@ impl Handler for Preserve {
 pub struct Unpreserve;
 
 impl Handler for Unpreserve {
+    const AT_EXIT: bool = true;
+
     fn entry<E: Entry>(entry: &E) {
-        let token = entry.arg(0);
-        task::enter::<E::Orchestrator>(Kind::Unpreserve, 0, |call| set_token(call, token));
+        learn_token(Kind::Unpreserve, entry.arg(0));
     }
 
     fn exit<X: Exit>(exit: &X) {
-        send_call(Kind::Unpreserve, exit);
+        learn_result(exit);
     }
 }
 
@@ -55,72 +100,61 @@ impl Handler for Unpreserve {
 pub struct Restore;
 
 impl Handler for Restore {
+    const AT_EXIT: bool = true;
+
     fn entry<E: Entry>(entry: &E) {
-        let token = entry.arg(0);
-        task::enter::<E::Orchestrator>(Kind::Restore, entry.arg(1), |call| set_token(call, token));
+        learn_restore(entry.arg(0), entry.arg(1));
     }
 
     fn exit<X: Exit>(exit: &X) {
-        leave_restore(exit);
+        learn_restored(exit);
     }
-}
-
-/// The exit of `luo_retrieve_file` in both interfaces: the file is where its last argument pointed.
-pub(super) fn leave_restore<X: Exit>(exit: &X) {
-    let kind = Kind::Restore;
-    let Some(context) = task::context() else {
-        task::count_missing();
-        return;
-    };
-    if let Some(entered) = task::leave(context, kind) {
-        if exit.ret() == 0
-            && let Some(file) = X::Orchestrator::pointer(entered.arg)
-        {
-            describe::<X::Orchestrator>(&mut context.call, file);
-            task::name_file(file, context.call.token);
-        }
-        let (flags, ret) = (exit.flags(), exit.ret());
-        task::send_exit::<X::Orchestrator>(kind, flags, &entered, ret, &context.call);
-    }
-    task::end(context);
 }
 
 /// `static bool memfd_luo_can_preserve(struct liveupdate_file_handler *, struct file *)`, v3 patch 27 and
-/// Linux 7.3: called from `luo_register_file` or `luo_preserve_file`, it tells which file the token is for. It sends nothing itself.
+/// Linux 7.3: called from `luo_register_file` or `luo_preserve_file`, it tells which file the token is for.
 pub struct CanPreserve;
 
 impl Handler for CanPreserve {
     fn entry<E: Entry>(entry: &E) {
-        let file = entry.arg(1);
-        if let Some(context) = task::context() {
-            describe::<E::Orchestrator>(&mut context.call, file);
-            if context.call.known & known::TOKEN != 0 {
-                task::name_file(file, context.call.token);
-            }
+        if let Some(context) = call::context() {
+            describe::<E::Orchestrator>(&mut context.call, entry.arg(1));
         }
     }
 
     fn exit<X: Exit>(_exit: &X) {}
 }
 
-fn enter_callback<E: Entry>(kind: Kind, entry: &E) {
-    task::enter::<E::Orchestrator>(kind, entry.arg(1), |_| {});
+/// A callback on a file begins. The kernel gives callbacks the file, and not its token.
+pub(super) fn enter_callback<E: Entry>(kind: Kind, file: u64) {
+    call::enter::<E::Orchestrator>(LEVEL, kind, file);
 }
 
-fn leave_callback<X: Exit>(kind: Kind, exit: &X) {
-    let Some(context) = task::context() else {
-        task::count_missing();
+/// It returns; whether the file is to be described.
+pub(super) fn leave_callback<X: Exit>(kind: Kind, exit: &X, ret: i64, described: bool) {
+    let Some((context, entered)) = call::leave(LEVEL, kind) else {
         return;
     };
-    if let Some(entered) = task::leave(context, kind) {
-        let mut call: Call = task::zeroed();
-        describe::<X::Orchestrator>(&mut call, entered.arg);
-        if let Some(token) = task::token_of(entered.arg) {
-            set_token(&mut call, token);
-        }
-        task::send_exit::<X::Orchestrator>(kind, exit.flags(), &entered, exit.ret(), &call);
+    let mut call: Call = call::zeroed();
+    call.session = context.call.session;
+    call.known = context.call.known & known::SESSION;
+    if described {
+        describe::<<X::Orchestrator as Orchestrator>::Found>(&mut call, entered.arg);
+    } else {
+        set_object(&mut call, entered.arg);
     }
-    task::end(context);
+    let stamp = Stamp::exit(exit, kind, &entered, ret);
+    call::send::<X::Orchestrator>(Some(context), &stamp, Some(&call));
+    context.end(LEVEL);
+}
+
+/// A callback whose time belongs to the call that it is part of.
+pub(super) fn time_callback(kind: Kind) {
+    if let Some((context, entered)) = call::leave(LEVEL, kind) {
+        context.call.op_ns = entered.elapsed();
+        context.call.known |= known::OP;
+        context.end(LEVEL);
+    }
 }
 
 /// `static int memfd_luo_prepare(struct liveupdate_file_handler *, struct file *, u64 *)`, v3 patch 27.
@@ -128,11 +162,11 @@ pub struct FilePrepare;
 
 impl Handler for FilePrepare {
     fn entry<E: Entry>(entry: &E) {
-        enter_callback(Kind::FilePrepare, entry);
+        enter_callback::<E>(Kind::FilePrepare, entry.arg(1));
     }
 
     fn exit<X: Exit>(exit: &X) {
-        leave_callback(Kind::FilePrepare, exit);
+        leave_callback(Kind::FilePrepare, exit, exit.ret(), true);
     }
 }
 
@@ -141,10 +175,10 @@ pub struct FileFreeze;
 
 impl Handler for FileFreeze {
     fn entry<E: Entry>(entry: &E) {
-        enter_callback(Kind::FileFreeze, entry);
+        enter_callback::<E>(Kind::FileFreeze, entry.arg(1));
     }
 
     fn exit<X: Exit>(exit: &X) {
-        leave_callback(Kind::FileFreeze, exit);
+        leave_callback(Kind::FileFreeze, exit, exit.ret(), true);
     }
 }

@@ -1,13 +1,25 @@
 //! reboot(KEXEC): from the system call to the new kernel's first sign.
 
-use lu_common::event::{Call, Kind};
+use lu_common::event::Kind;
 
-use super::{Handler, send_call, send_void_call};
-use crate::attach::{Entry, Exit, Orchestrator as _, REBOOT_KEXEC};
-use crate::task;
+use super::{Handler, finish, send};
+use crate::attach::{Entry, Exit};
+use crate::call::{self, Stamp};
+use crate::orchestrator::{Orchestrator as _, REBOOT_KEXEC};
 
-fn known_call<'a>() -> Option<&'a Call> {
-    task::context().map(|context| &context.call)
+/// The level of `liveupdate_reboot` and of the steps after it, see [`crate::call`].
+const LEVEL: usize = 1;
+
+/// The level of what is called by one of those.
+const INNER: usize = 3;
+
+/// Sends the record of a function that was entered at `t_ns`; whether it bears what is known of the call.
+fn send_entry<E: Entry>(entry: &E, kind: Kind, t_ns: u64, with_call: bool) {
+    let context = call::context();
+    let context = context.as_deref();
+    let call = context.map(|context| &context.call).filter(|_| with_call);
+    let stamp = Stamp::entry(entry, kind, t_ns);
+    call::send::<E::Orchestrator>(context, &stamp, call);
 }
 
 /// `long __x64_sys_reboot(const struct pt_regs *)`: who reboots, and how it failed. Its beginning is told by
@@ -17,17 +29,15 @@ pub struct SysReboot;
 impl Handler for SysReboot {
     fn entry<E: Entry>(entry: &E) {
         let registers = entry.arg(0);
-        if E::Orchestrator::reboot_command(registers) != Some(REBOOT_KEXEC) {
-            return;
+        if E::Orchestrator::reboot_command(registers) == Some(REBOOT_KEXEC) {
+            call::begin::<E::Orchestrator>(Kind::Kexec, Some(registers), 0);
         }
-        task::open::<E::Orchestrator>(registers);
-        task::enter::<E::Orchestrator>(Kind::Kexec, 0, |_| {});
     }
 
     fn exit<X: Exit>(exit: &X) {
         // Another command than KEXEC: nothing was remembered, and nothing is missing.
-        if task::context().is_some() {
-            send_call(Kind::Kexec, exit);
+        if call::context().is_some() {
+            finish(Kind::Kexec, exit);
         }
     }
 }
@@ -37,17 +47,17 @@ pub struct Reboot;
 
 impl Handler for Reboot {
     fn entry<E: Entry>(entry: &E) {
-        if let Some(context) = task::context()
-            && let Some(t_ns) = context.entered(Kind::Kexec)
-        {
-            task::send_entry_at::<E::Orchestrator>(Kind::Kexec, entry.flags(), t_ns, None);
+        call::alarm();
+        let kexec = call::context().and_then(|context| context.entered(0, Kind::Kexec));
+        if let Some(t_ns) = kexec {
+            send_entry(entry, Kind::Kexec, t_ns, false);
         }
-        task::enter::<E::Orchestrator>(Kind::Reboot, 0, |_| {});
-        task::send_entry::<E::Orchestrator>(Kind::Reboot, entry.flags(), known_call());
+        call::enter::<E::Orchestrator>(LEVEL, Kind::Reboot, 0);
+        send_entry(entry, Kind::Reboot, call::now(), true);
     }
 
     fn exit<X: Exit>(exit: &X) {
-        send_call(Kind::Reboot, exit);
+        send(LEVEL, Kind::Reboot, exit, exit.ret());
     }
 }
 
@@ -56,7 +66,7 @@ pub struct Jump;
 
 impl Handler for Jump {
     fn entry<E: Entry>(entry: &E) {
-        task::send_entry::<E::Orchestrator>(Kind::Jump, entry.flags(), known_call());
+        send_entry(entry, Kind::Jump, call::now(), true);
     }
 
     fn exit<X: Exit>(_exit: &X) {}
@@ -67,34 +77,34 @@ pub struct Boot;
 
 impl Handler for Boot {
     fn entry<E: Entry>(_entry: &E) {
-        task::forget();
-        task::enter::<E::Orchestrator>(Kind::Boot, 0, |_| {});
+        call::begin::<E::Orchestrator>(Kind::Boot, None, 0);
     }
 
     fn exit<X: Exit>(exit: &X) {
-        send_call(Kind::Boot, exit);
+        finish(Kind::Boot, exit);
     }
 }
 
 /// A part of the way from the freeze to the jump, as `void function(…)`: its beginning and its end. It
 /// sends at the entry too, because the CPU on which the collector runs may stop within.
 macro_rules! parts {
-    ($($(#[$doc:meta])* $name:ident: $kind:ident;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident: $kind:ident, $level:expr;)*) => {$(
         $(#[$doc])*
         pub struct $name;
 
         impl Handler for $name {
             fn entry<E: Entry>(entry: &E) {
                 // Ordinary reboots come this way too.
-                if task::context().is_some() {
-                    task::enter::<E::Orchestrator>(Kind::$kind, 0, |_| {});
-                    task::send_entry::<E::Orchestrator>(Kind::$kind, entry.flags(), None);
+                if call::context().is_some() {
+                    let kind = Kind::$kind;
+                    call::enter::<E::Orchestrator>($level, kind, 0);
+                    send_entry(entry, kind, call::now(), false);
                 }
             }
 
             fn exit<X: Exit>(exit: &X) {
-                if task::context().is_some() {
-                    send_void_call(Kind::$kind, exit);
+                if call::context().is_some() {
+                    send($level, Kind::$kind, exit, 0);
                 }
             }
         }
@@ -103,13 +113,13 @@ macro_rules! parts {
 
 parts! {
     /// `void kernel_restart_prepare(char *cmd)`, Linux 7.3.
-    RestartPrepare: RestartPrepare;
+    RestartPrepare: RestartPrepare, LEVEL;
     /// `void device_shutdown(void)`, Linux 7.3.
-    DeviceShutdown: DeviceShutdown;
+    DeviceShutdown: DeviceShutdown, INNER;
     /// `void migrate_to_reboot_cpu(void)`, Linux 7.3.
-    MigrateCpu: MigrateCpu;
+    MigrateCpu: MigrateCpu, LEVEL;
     /// `void syscore_shutdown(void)`, Linux 7.3.
-    SyscoreShutdown: SyscoreShutdown;
+    SyscoreShutdown: SyscoreShutdown, LEVEL;
     /// `void machine_shutdown(void)`, Linux 7.3.
-    MachineShutdown: MachineShutdown;
+    MachineShutdown: MachineShutdown, LEVEL;
 }

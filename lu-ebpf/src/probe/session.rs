@@ -1,48 +1,44 @@
 //! The sessions interface: sessions, their files, and their way through the kexec. Prototypes as read
 //! in Linux 7.3 (`kernel/liveupdate/`, `mm/memfd_luo.c`).
 
-use lu_common::event::{Call, Kind, known};
+use lu_common::event::{Kind, known};
 
-use super::file::{describe, leave_restore, set_token};
-use super::{Handler, send_call, send_void_call};
-use crate::attach::{Entry, Exit, Orchestrator};
-use crate::task;
+use super::device::begin_ioctl;
+use super::file::{
+    enter_callback, learn_preserve, learn_restore, learn_restored, leave_callback, time_callback,
+};
+use super::{Handler, finish, learn_result, send};
+use crate::attach::{Entry, Exit};
+use crate::call::{self, Named};
+use crate::orchestrator::Orchestrator as _;
 
-/// The session behind a `struct luo_file_set *`, the first argument.
-fn session_of_set<E: Entry>(entry: &E) -> Option<u64> {
-    let at = E::Orchestrator::name_of_set(entry.arg(0));
-    task::session::<E::Orchestrator>(at, entry.flags())
-}
+/// The level of all files of a session, see [`crate::call`].
+const LEVEL: usize = 3;
 
-/// The session behind the `struct file *` of one.
-fn session_of_file<E: Entry>(entry: &E, file: u64) -> Option<u64> {
-    let at = E::Orchestrator::name_of_file(file);
-    task::session::<E::Orchestrator>(at, entry.flags())
-}
+/// The level of all sessions.
+const ALL_SESSIONS: usize = 2;
 
-fn set_session(call: &mut Call, session: Option<u64>) {
-    if let Some(session) = session {
-        call.session = session;
-        call.known |= known::SESSION;
+/// The call is to make or find the session whose name is the first argument.
+fn learn_named<E: Entry>(kind: Kind, entry: &E) {
+    if let Some(context) = call::context() {
+        context.is(kind);
+        let name = Some(Named::Text(entry.arg(0)));
+        call::set_session::<E::Orchestrator>(context, entry.flags(), name);
     }
-}
-
-/// The session of a name, the first argument.
-fn enter_named<E: Entry>(kind: Kind, entry: &E) {
-    let session = task::session::<E::Orchestrator>(Some(entry.arg(0)), entry.flags());
-    task::enter::<E::Orchestrator>(kind, 0, |call| set_session(call, session));
 }
 
 /// `int luo_session_create(const char *name, struct file **)`.
 pub struct Create;
 
 impl Handler for Create {
+    const AT_EXIT: bool = true;
+
     fn entry<E: Entry>(entry: &E) {
-        enter_named(Kind::SessionCreate, entry);
+        learn_named(Kind::SessionCreate, entry);
     }
 
     fn exit<X: Exit>(exit: &X) {
-        send_call(Kind::SessionCreate, exit);
+        learn_result(exit);
     }
 }
 
@@ -50,12 +46,14 @@ impl Handler for Create {
 pub struct Retrieve;
 
 impl Handler for Retrieve {
+    const AT_EXIT: bool = true;
+
     fn entry<E: Entry>(entry: &E) {
-        enter_named(Kind::SessionRetrieve, entry);
+        learn_named(Kind::SessionRetrieve, entry);
     }
 
     fn exit<X: Exit>(exit: &X) {
-        send_call(Kind::SessionRetrieve, exit);
+        learn_result(exit);
     }
 }
 
@@ -65,14 +63,16 @@ pub struct Release;
 impl Handler for Release {
     fn entry<E: Entry>(entry: &E) {
         let file = entry.arg(1);
-        task::open::<E::Orchestrator>(file);
-        // At the exit the session is gone.
-        let session = session_of_file(entry, file);
-        task::enter::<E::Orchestrator>(Kind::SessionRelease, 0, |call| set_session(call, session));
+        let kind = Kind::SessionRelease;
+        if let Some(context) = call::begin::<E::Orchestrator>(kind, Some(file), 0) {
+            // At the exit the session is gone.
+            let name = E::Orchestrator::name_of_file(file).map(Named::Session);
+            call::set_session::<E::Orchestrator>(context, entry.flags(), name);
+        }
     }
 
     fn exit<X: Exit>(exit: &X) {
-        send_call(Kind::SessionRelease, exit);
+        finish(Kind::SessionRelease, exit);
     }
 }
 
@@ -81,18 +81,16 @@ pub struct Ioctl;
 
 impl Handler for Ioctl {
     fn entry<E: Entry>(entry: &E) {
-        let (file, cmd) = (entry.arg(0), entry.arg(1) as u32);
-        task::open::<E::Orchestrator>(file);
-        let session = session_of_file(entry, file);
-        task::enter::<E::Orchestrator>(Kind::Ioctl, 0, |call| {
-            set_session(call, session);
-            call.cmd = cmd;
-            call.known |= known::CMD;
-        });
+        let name = E::Orchestrator::name_of_file(entry.arg(0));
+        begin_ioctl(entry, name.unwrap_or(0));
     }
 
     fn exit<X: Exit>(exit: &X) {
-        send_call(Kind::Ioctl, exit);
+        if let Some((context, entered)) = call::leave(0, Kind::Ioctl) {
+            let name = (entered.arg != 0).then_some(Named::Session(entered.arg));
+            call::set_session::<X::Orchestrator>(context, exit.flags(), name);
+            call::finish(exit, context, &entered);
+        }
     }
 }
 
@@ -100,19 +98,14 @@ impl Handler for Ioctl {
 pub struct PreserveFile;
 
 impl Handler for PreserveFile {
+    const AT_EXIT: bool = true;
+
     fn entry<E: Entry>(entry: &E) {
-        let session = session_of_set(entry);
-        let (token, fd) = (entry.arg(1), entry.arg(2) as i32);
-        task::enter::<E::Orchestrator>(Kind::Preserve, 0, |call| {
-            set_session(call, session);
-            set_token(call, token);
-            call.fd = fd;
-            call.known |= known::FD;
-        });
+        learn_preserve(entry.arg(1), entry.arg(2) as i32);
     }
 
     fn exit<X: Exit>(exit: &X) {
-        send_call(Kind::Preserve, exit);
+        learn_result(exit);
     }
 }
 
@@ -120,37 +113,40 @@ impl Handler for PreserveFile {
 pub struct RestoreFile;
 
 impl Handler for RestoreFile {
+    const AT_EXIT: bool = true;
+
     fn entry<E: Entry>(entry: &E) {
-        let session = session_of_set(entry);
-        let token = entry.arg(1);
-        task::enter::<E::Orchestrator>(Kind::Restore, entry.arg(2), |call| {
-            set_session(call, session);
-            set_token(call, token);
-        });
+        learn_restore(entry.arg(1), entry.arg(2));
     }
 
     fn exit<X: Exit>(exit: &X) {
-        leave_restore(exit);
+        learn_restored(exit);
     }
 }
 
 /// A function over all files of a session; its first argument is the `struct luo_file_set *`.
 macro_rules! sets {
-    ($($(#[$doc:meta])* $name:ident: $kind:ident, $send:ident;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident: $kind:ident, $ret:expr;)*) => {$(
         $(#[$doc])*
         pub struct $name;
 
         impl Handler for $name {
             fn entry<E: Entry>(entry: &E) {
-                let session = session_of_set(entry);
-                task::enter::<E::Orchestrator>(Kind::$kind, 0, |call| set_session(call, session));
+                let context = call::enter::<E::Orchestrator>(LEVEL, Kind::$kind, 0);
+                if let Some(context) = context
+                    && context.call.known & known::SESSION == 0
+                {
+                    let name = E::Orchestrator::name_of_set(entry.arg(0)).map(Named::Session);
+                    call::set_session::<E::Orchestrator>(context, entry.flags(), name);
+                }
             }
 
             fn exit<X: Exit>(exit: &X) {
-                $send(Kind::$kind, exit);
+                let ret: fn(&X) -> i64 = $ret;
+                send(LEVEL, Kind::$kind, exit, ret(exit));
                 // Within reboot(2) the next one's turn comes.
-                if let Some(context) = task::context()
-                    && context.entered(Kind::Kexec).is_some()
+                if let Some(context) = call::context()
+                    && context.entered(0, Kind::Kexec).is_some()
                 {
                     context.call.known &= !known::SESSION;
                 }
@@ -161,28 +157,29 @@ macro_rules! sets {
 
 sets! {
     /// `void luo_file_unpreserve_files(struct luo_file_set *)`.
-    Unpreserve: SessionUnpreserve, send_void_call;
+    Unpreserve: SessionUnpreserve, |_| 0;
     /// `int luo_file_freeze(struct luo_file_set *, struct luo_file_set_ser *)`.
-    Freeze: SessionFreeze, send_call;
+    Freeze: SessionFreeze, X::ret;
     /// `void luo_file_unfreeze(struct luo_file_set *, struct luo_file_set_ser *)`.
-    Unfreeze: SessionUnfreeze, send_void_call;
+    Unfreeze: SessionUnfreeze, |_| 0;
     /// `int luo_file_finish(struct luo_file_set *)`.
-    Finish: SessionFinish, send_call;
+    Finish: SessionFinish, X::ret;
 }
 
 /// A function without arguments.
 macro_rules! plain {
-    ($($(#[$doc:meta])* $name:ident: $kind:ident, $send:ident;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident: $kind:ident, $ret:expr;)*) => {$(
         $(#[$doc])*
         pub struct $name;
 
         impl Handler for $name {
             fn entry<E: Entry>(_entry: &E) {
-                task::enter::<E::Orchestrator>(Kind::$kind, 0, |_| {});
+                call::enter::<E::Orchestrator>(ALL_SESSIONS, Kind::$kind, 0);
             }
 
             fn exit<X: Exit>(exit: &X) {
-                $send(Kind::$kind, exit);
+                let ret: fn(&X) -> i64 = $ret;
+                send(ALL_SESSIONS, Kind::$kind, exit, ret(exit));
             }
         }
     )*};
@@ -190,64 +187,31 @@ macro_rules! plain {
 
 plain! {
     /// `int luo_session_serialize(void)`: the freeze of everything.
-    Serialize: Freeze, send_call;
+    Serialize: Freeze, X::ret;
     /// `int luo_session_deserialize(void)`.
-    Deserialize: Deserialize, send_call;
+    Deserialize: Deserialize, X::ret;
     /// `void luo_flb_serialize(void)`.
-    FlbSerialize: FlbFreeze, send_void_call;
+    FlbSerialize: FlbFreeze, |_| 0;
 }
 
 /// What a file's handler did with it; its argument is the `struct liveupdate_file_op_args *`.
 ///
 /// Within the preserve or the retrieve of one file it adds its time to that call; where all files of a session
 /// have their turn each is told.
-fn leave_op<X: Exit>(kind: Kind, exit: &X, ret: i64) {
-    let Some(context) = task::context() else {
-        task::count_missing();
-        return;
-    };
-    let Some(entered) = task::leave(context, kind) else {
-        return;
-    };
-    let file = X::Orchestrator::file_of(entered.arg).filter(|file| *file != 0);
-    if matches!(kind, Kind::FilePreserve | Kind::FileRetrieve) {
-        context.call.op_ns = entered.elapsed();
-        context.call.known |= known::OP;
-        if let Some(file) = file {
-            task::name_file(file, context.call.token);
-            // The question whether it can be preserved may have told already.
-            if context.call.known & known::FILE == 0 {
-                describe::<X::Orchestrator>(&mut context.call, file);
-            }
-        }
-        return;
-    }
-    let mut call: Call = task::zeroed();
-    call.session = context.call.session;
-    call.known = context.call.known & known::SESSION;
-    if let Some(file) = file {
-        describe::<X::Orchestrator>(&mut call, file);
-        if let Some(token) = task::token_of(file) {
-            set_token(&mut call, token);
-        }
-    }
-    task::send_exit::<X::Orchestrator>(kind, exit.flags(), &entered, ret, &call);
-    task::end(context);
-}
-
 macro_rules! ops {
-    ($($(#[$doc:meta])* $name:ident: $kind:ident, $ret:expr;)*) => {$(
+    ($($(#[$doc:meta])* $name:ident: $kind:ident, $leave:expr;)*) => {$(
         $(#[$doc])*
         pub struct $name;
 
         impl Handler for $name {
             fn entry<E: Entry>(entry: &E) {
-                task::enter::<E::Orchestrator>(Kind::$kind, entry.arg(0), |_| {});
+                let file = E::Orchestrator::file_of(entry.arg(0)).unwrap_or(0);
+                enter_callback::<E>(Kind::$kind, file);
             }
 
             fn exit<X: Exit>(exit: &X) {
-                let ret: fn(&X) -> i64 = $ret;
-                leave_op(Kind::$kind, exit, ret(exit));
+                let leave: fn(Kind, &X) = $leave;
+                leave(Kind::$kind, exit);
             }
         }
     )*};
@@ -255,13 +219,13 @@ macro_rules! ops {
 
 ops! {
     /// `static int memfd_luo_preserve(struct liveupdate_file_op_args *)`.
-    OpPreserve: FilePreserve, X::ret;
+    OpPreserve: FilePreserve, |kind, _| time_callback(kind);
     /// `static int memfd_luo_freeze(struct liveupdate_file_op_args *)`.
-    OpFreeze: FileFreeze, X::ret;
+    OpFreeze: FileFreeze, |kind, exit| leave_callback(kind, exit, exit.ret(), false);
     /// `static int memfd_luo_retrieve(struct liveupdate_file_op_args *)`.
-    OpRetrieve: FileRetrieve, X::ret;
+    OpRetrieve: FileRetrieve, |kind, _| time_callback(kind);
     /// `static void memfd_luo_finish(struct liveupdate_file_op_args *)`.
-    OpFinish: FileFinish, |_| 0;
+    OpFinish: FileFinish, |kind, exit| leave_callback(kind, exit, 0, false);
     /// `static void memfd_luo_unpreserve(struct liveupdate_file_op_args *)`.
-    OpUnpreserve: FileUnpreserve, |_| 0;
+    OpUnpreserve: FileUnpreserve, |kind, exit| leave_callback(kind, exit, 0, false);
 }

@@ -3,65 +3,41 @@
 use lu_common::event::{Kind, known};
 use lu_common::uapi::v3::Event;
 
-use super::{Handler, send_call};
+use super::{Handler, send};
 use crate::attach::{Entry, Exit};
-use crate::task;
+use crate::call;
 
-fn enter_event<E: Entry>(kind: Kind, event: Event) {
-    task::enter::<E::Orchestrator>(kind, 0, |call| {
-        call.event = event as u32;
-        call.known |= known::EVENT;
-    });
+/// The level of what concerns the whole machine, see [`crate::call`].
+const LEVEL: usize = 2;
+
+macro_rules! events {
+    ($($(#[$doc:meta])* $name:ident;)*) => {$(
+        $(#[$doc])*
+        pub struct $name;
+
+        impl Handler for $name {
+            fn entry<E: Entry>(_entry: &E) {
+                let context = call::enter::<E::Orchestrator>(LEVEL, Kind::$name, 0);
+                if let Some(context) = context {
+                    context.call.event = Event::$name as u32;
+                    context.call.known |= known::EVENT;
+                }
+            }
+
+            fn exit<X: Exit>(exit: &X) {
+                send(LEVEL, Kind::$name, exit, exit.ret());
+            }
+        }
+    )*};
 }
 
-/// `int luo_prepare(void)`, v3 patch 10.
-pub struct Prepare;
-
-impl Handler for Prepare {
-    fn entry<E: Entry>(_entry: &E) {
-        enter_event::<E>(Kind::Prepare, Event::Prepare);
-    }
-
-    fn exit<X: Exit>(exit: &X) {
-        send_call(Kind::Prepare, exit);
-    }
-}
-
-/// `int luo_freeze(void)`, v3 patch 10.
-pub struct Freeze;
-
-impl Handler for Freeze {
-    fn entry<E: Entry>(_entry: &E) {
-        enter_event::<E>(Kind::Freeze, Event::Freeze);
-    }
-
-    fn exit<X: Exit>(exit: &X) {
-        send_call(Kind::Freeze, exit);
-    }
-}
-
-/// `int luo_cancel(void)`, v3 patch 10.
-pub struct Cancel;
-
-impl Handler for Cancel {
-    fn entry<E: Entry>(_entry: &E) {
-        enter_event::<E>(Kind::Cancel, Event::Cancel);
-    }
-
-    fn exit<X: Exit>(exit: &X) {
-        send_call(Kind::Cancel, exit);
-    }
-}
-
-/// `int luo_finish(void)`, v3 patch 10.
-pub struct Finish;
-
-impl Handler for Finish {
-    fn entry<E: Entry>(_entry: &E) {
-        enter_event::<E>(Kind::Finish, Event::Finish);
-    }
-
-    fn exit<X: Exit>(exit: &X) {
-        send_call(Kind::Finish, exit);
-    }
+events! {
+    /// `int luo_prepare(void)`, v3 patch 10.
+    Prepare;
+    /// `int luo_freeze(void)`, v3 patch 10.
+    Freeze;
+    /// `int luo_cancel(void)`, v3 patch 10.
+    Cancel;
+    /// `int luo_finish(void)`, v3 patch 10.
+    Finish;
 }

@@ -2,16 +2,15 @@
 
 use std::collections::BTreeMap;
 
-use aya::maps::HashMap;
 use aya::programs::{FEntry, FExit, KProbe};
-use aya::{Btf, Ebpf, EbpfError};
+use aya::{Btf, Ebpf};
 use lu_common::event::FileKind;
 use lu_common::layout::{ABSENT, Offsets};
 use lu_common::uapi::Interface;
 
 use super::symbols::file_operations;
 use super::types::Types;
-use super::{Error, Hook, Outcome, chain, hooks, program, take_map};
+use super::{Detail, Error, Hook, Outcome, chain, hooks, program};
 
 /// The kernel's orchestrator, as its types tell it.
 pub struct Place {
@@ -76,19 +75,12 @@ impl Place {
     }
 }
 
-/// Attaches every hook of the interface.
-pub fn attach(ebpf: &mut Ebpf, place: &Place) -> Result<Vec<Outcome>, EbpfError> {
-    let mut kinds: HashMap<_, u64, u16> =
-        HashMap::try_from(take_map(ebpf, "FILE_OPERATIONS")?).map_err(EbpfError::MapError)?;
-    for (address, kind) in &place.file_operations {
-        kinds
-            .insert(address, *kind as u16, 0)
-            .map_err(EbpfError::MapError)?;
-    }
+/// Attaches every hook of the interface up to `detail`.
+pub fn attach(ebpf: &mut Ebpf, place: &Place, detail: Detail) -> Vec<Outcome> {
     let btf = Btf::from_sys_fs().map_err(|error| chain(&error));
-    Ok(hooks(place.interface)
+    hooks(place.interface)
         .iter()
-        .filter(|hook| hook.is_in_kernel())
+        .filter(|hook| hook.is_in_kernel() && hook.detail <= detail)
         .map(|hook| Outcome {
             interface: place.interface,
             hook,
@@ -107,17 +99,19 @@ pub fn attach(ebpf: &mut Ebpf, place: &Place) -> Result<Vec<Outcome>, EbpfError>
                     }),
             },
         })
-        .collect())
+        .collect()
 }
 
 fn by_fentry(ebpf: &mut Ebpf, hook: &Hook, btf: &Result<Btf, String>) -> Result<(), String> {
     let btf = btf.as_ref().map_err(Clone::clone)?;
     let name = format!("fentry_{}", hook.program);
-    let entry: &mut FEntry = program(ebpf, &name)?;
-    entry
-        .load(hook.function, btf)
-        .and_then(|()| entry.attach())
-        .map_err(|error| chain(&error))?;
+    if !hook.at_exit {
+        let entry: &mut FEntry = program(ebpf, &name)?;
+        entry
+            .load(hook.function, btf)
+            .and_then(|()| entry.attach())
+            .map_err(|error| chain(&error))?;
+    }
     if !hook.exit {
         return Ok(());
     }
@@ -126,7 +120,7 @@ fn by_fentry(ebpf: &mut Ebpf, hook: &Hook, btf: &Result<Btf, String>) -> Result<
         .load(hook.function, btf)
         .and_then(|()| exit.attach())
         .map_err(|error| chain(&error));
-    if attached.is_err() {
+    if attached.is_err() && !hook.at_exit {
         // An entry alone would be remembered for nothing.
         let entry: &mut FEntry = program(ebpf, &name)?;
         entry.unload().map_err(|error| chain(&error))?;

@@ -6,6 +6,7 @@ mod plan;
 mod symbols;
 mod types;
 
+use std::hash::{BuildHasher as _, RandomState};
 use std::path::Path;
 
 use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
@@ -13,11 +14,11 @@ use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope
 use aya::programs::{Program, ProgramError, UProbe};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use lu_common::event::{self, Counters};
-use lu_common::layout::Offsets;
+use lu_common::layout::{FILE_OPERATIONS_MAX, Offsets};
 use lu_common::uapi::Interface;
 
 pub use kernel::{interface_of, place};
-pub use plan::{Hook, Place, hooks};
+pub use plan::{Detail, Hook, Place, hooks};
 pub use types::Types;
 
 use crate::orchestrator::Orchestrator;
@@ -71,14 +72,17 @@ fn chain(error: &dyn std::error::Error) -> String {
         return what.trim_end().trim_end_matches('.').to_owned();
     }
     log::debug!("{text}");
-    // Its conclusion stands before the statistics at the end.
-    let conclusion = verifier
-        .lines()
-        .rev()
-        .map(str::trim)
-        .find(|line| {
-            let statistics = ["processed ", "verification time", "stack depth", "subprog "];
-            !line.is_empty() && !statistics.iter().any(|word| line.starts_with(word))
+    // Newer kernels explain their conclusion at length; with others it stands before the statistics at the
+    // end.
+    let mut lines = verifier.lines().rev().map(str::trim);
+    let conclusion = lines
+        .clone()
+        .find(|line| line.starts_with("Verification failed"))
+        .or_else(|| {
+            lines.find(|line| {
+                let statistics = ["processed ", "verification time", "stack depth", "subprog "];
+                !line.is_empty() && !statistics.iter().any(|word| line.starts_with(word))
+            })
         })
         .unwrap_or("it does not say why");
     format!(
@@ -109,6 +113,8 @@ pub struct Attached {
     pub unknown_members: Vec<(&'static str, &'static str)>,
     /// Where the records come.
     pub events: RingBuf<MapData>,
+    /// Readable once reboot(KEXEC) is under way: nobody may sleep any more.
+    pub alarm: RingBuf<MapData>,
     /// What was made and what was lost.
     pub counters: PerCpuArray<MapData, CountersPod>,
 }
@@ -139,9 +145,13 @@ impl Attached {
     }
 }
 
-/// Loads the programs and attaches every hook of the plan. A hook that cannot be attached does not
-/// stop the others.
-pub fn attach(orchestrators: &[Orchestrator], ring_buffer: u64) -> Result<Attached, Error> {
+/// Loads the programs and attaches every hook of the plan up to `detail`. A hook that cannot be attached does
+/// not stop the others.
+pub fn attach(
+    orchestrators: &[Orchestrator],
+    ring_buffer: u64,
+    detail: Detail,
+) -> Result<Attached, Error> {
     let size = u32::try_from(ring_buffer)
         .ok()
         .filter(|size| size.is_power_of_two() && size.is_multiple_of(4096))
@@ -157,15 +167,27 @@ pub fn attach(orchestrators: &[Orchestrator], ring_buffer: u64) -> Result<Attach
     let flags = place
         .as_ref()
         .map_or(0, |place| interface_flags(place.interface));
+    let mut operations = [0_u64; 2 * FILE_OPERATIONS_MAX];
+    let kinds = place
+        .as_ref()
+        .map_or(&[][..], |place| &place.file_operations);
+    for (slot, (address, kind)) in operations.chunks_mut(2).zip(kinds) {
+        slot.copy_from_slice(&[*address, *kind as u64]);
+    }
     let mut ebpf = EbpfLoader::new()
         // The programs need nothing of the kernel's types, and reading them takes a tenth of a second.
         .btf(None)
         .map_max_entries("EVENTS", size)
         .override_global("OFFSETS", &offsets, true)
         .override_global("KERNEL_FLAGS", &flags, true)
+        .override_global("FILE_OPERATIONS", &operations, true)
+        .override_global("SECRET", &secret(), true)
         .load(OBJECT)
         .map_err(Error::Load)?;
     let events = take_map(&mut ebpf, "EVENTS")
+        .and_then(|map| RingBuf::try_from(map).map_err(EbpfError::MapError))
+        .map_err(Error::Load)?;
+    let alarm = take_map(&mut ebpf, "ALARM")
         .and_then(|map| RingBuf::try_from(map).map_err(EbpfError::MapError))
         .map_err(Error::Load)?;
     let counters = take_map(&mut ebpf, "COUNTERS")
@@ -175,16 +197,22 @@ pub fn attach(orchestrators: &[Orchestrator], ring_buffer: u64) -> Result<Attach
     let mut unknown_members = Vec::new();
     if let Some(place) = &place {
         unknown_members = place.unknown_members();
-        coverage.extend(kernel::attach(&mut ebpf, place).map_err(Error::Load)?);
+        coverage.extend(kernel::attach(&mut ebpf, place, detail));
     }
-    coverage.extend(attach_emulated(&mut ebpf, orchestrators));
+    coverage.extend(attach_emulated(&mut ebpf, orchestrators, detail));
     Ok(Attached {
         programs: ebpf,
         coverage,
         unknown_members,
         events,
+        alarm,
         counters,
     })
+}
+
+/// A number that nobody can foresee: with it records name files without telling the kernel's addresses.
+fn secret() -> u64 {
+    RandomState::new().hash_one(std::process::id())
 }
 
 /// What records of an interface bear in [`lu_common::event::Header::flags`].
@@ -211,7 +239,11 @@ where
         .map_err(|error: ProgramError| chain(&error))
 }
 
-fn attach_emulated(ebpf: &mut Ebpf, orchestrators: &[Orchestrator]) -> Vec<Outcome> {
+fn attach_emulated(
+    ebpf: &mut Ebpf,
+    orchestrators: &[Orchestrator],
+    detail: Detail,
+) -> Vec<Outcome> {
     let programs: Vec<(&Path, Result<symbols::Symbols, String>)> = orchestrators
         .iter()
         .filter_map(|orchestrator| match orchestrator {
@@ -228,7 +260,7 @@ fn attach_emulated(ebpf: &mut Ebpf, orchestrators: &[Orchestrator]) -> Vec<Outco
         .flat_map(|interface| {
             hooks(interface)
                 .iter()
-                .filter(|hook| hook.is_emulated())
+                .filter(|hook| hook.is_emulated() && hook.detail <= detail)
                 .map(move |hook| (interface, hook))
         })
         .map(|(interface, hook)| Outcome {

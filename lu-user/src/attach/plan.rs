@@ -16,8 +16,22 @@ pub struct Hook {
     pub tells: &'static str,
     /// Whether the exit is of interest too.
     pub exit: bool,
+    /// Whether a program at the exit does all, where it still knows the arguments (fexit).
+    pub at_exit: bool,
+    /// From which detail on it is attached.
+    pub detail: Detail,
     /// In which orchestrators the function is.
     pub place: Place,
+}
+
+/// How much is watched.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Detail {
+    /// Each call, each session's and each file's freeze, each step of the kexec.
+    #[default]
+    Calls,
+    /// Also the other callbacks on each file, which every preserve, restore and finish then pays for.
+    Callbacks,
 }
 
 /// In which orchestrators a function is.
@@ -40,6 +54,8 @@ macro_rules! hooks {
                 prototype: $prototype,
                 tells: $tells,
                 exit: true,
+                at_exit: false,
+                detail: Detail::Calls,
                 place: Place::Both,
             } $(, $option)*),
         )*]
@@ -50,6 +66,12 @@ macro_rules! options {
     ($hook:expr) => { $hook };
     ($hook:expr, entry_only $(, $rest:ident)*) => {
         options!(Hook { exit: false, ..$hook } $(, $rest)*)
+    };
+    ($hook:expr, at_exit $(, $rest:ident)*) => {
+        options!(Hook { at_exit: true, ..$hook } $(, $rest)*)
+    };
+    ($hook:expr, callback $(, $rest:ident)*) => {
+        options!(Hook { detail: Detail::Callbacks, ..$hook } $(, $rest)*)
     };
     ($hook:expr, kernel $(, $rest:ident)*) => {
         options!(Hook { place: Place::Kernel, ..$hook } $(, $rest)*)
@@ -66,9 +88,9 @@ const V3: &[Hook] = hooks! {
     luo_release("int (struct inode *, struct file *)"), release: "the last close";
     luo_ioctl("long (struct file *, unsigned int, unsigned long)"), ioctl:
         "each call, its time and errno";
-    luo_register_file("int (u64, int)"), preserve: "preserved files";
-    luo_unregister_file("int (u64)"), unpreserve: "files taken back";
-    luo_retrieve_file("int (u64, struct file **)"), restore: "restored files";
+    luo_register_file("int (u64, int)"), preserve: "preserved files", at_exit;
+    luo_unregister_file("int (u64)"), unpreserve: "files taken back", at_exit;
+    luo_retrieve_file("int (u64, struct file **)"), restore: "restored files", at_exit;
     memfd_luo_can_preserve("bool (struct liveupdate_file_handler *, struct file *)"), can_preserve:
         "kind and size of preserved files", entry_only;
     memfd_luo_prepare("int (struct liveupdate_file_handler *, struct file *, u64 *)"), file_prepare:
@@ -95,15 +117,15 @@ const SESSIONS: &[Hook] = hooks! {
         "each call on the device, its time and errno";
     luo_session_ioctl("long (struct file *, unsigned int, unsigned long)"), session_ioctl:
         "each call on a session, its time and errno";
-    luo_session_create("int (const char *, struct file **)"), session_create: "sessions";
+    luo_session_create("int (const char *, struct file **)"), session_create: "sessions", at_exit;
     luo_session_retrieve("int (const char *, struct file **)"), session_retrieve:
-        "sessions found again";
+        "sessions found again", at_exit;
     luo_session_release("int (struct inode *, struct file *)"), session_release:
         "the last close of a session";
     luo_preserve_file("int (struct luo_file_set *, u64, int)"), session_preserve_file:
-        "preserved files";
+        "preserved files", at_exit;
     luo_retrieve_file("int (struct luo_file_set *, u64, struct file **)"), session_restore_file:
-        "restored files";
+        "restored files", at_exit;
     luo_file_unpreserve_files("void (struct luo_file_set *)"), session_unpreserve:
         "sessions given up before the kexec";
     luo_file_freeze("int (struct luo_file_set *, struct luo_file_set_ser *)"), session_freeze:
@@ -119,15 +141,15 @@ const SESSIONS: &[Hook] = hooks! {
     memfd_luo_can_preserve("bool (struct liveupdate_file_handler *, struct file *)"), can_preserve:
         "kind and size of preserved files", entry_only, kernel;
     memfd_luo_preserve("int (struct liveupdate_file_op_args *)"), op_preserve:
-        "preserve time of each memfd";
+        "preserve time of each memfd", callback;
     memfd_luo_freeze("int (struct liveupdate_file_op_args *)"), op_freeze:
         "freeze time of each memfd";
     memfd_luo_retrieve("int (struct liveupdate_file_op_args *)"), op_retrieve:
-        "restore time of each memfd";
+        "restore time of each memfd", callback;
     memfd_luo_finish("void (struct liveupdate_file_op_args *)"), op_finish:
-        "finish time of each memfd";
+        "finish time of each memfd", callback;
     memfd_luo_unpreserve("void (struct liveupdate_file_op_args *)"), op_unpreserve:
-        "time to take each memfd back";
+        "time to take each memfd back", callback;
     __x64_sys_reboot("long (const struct pt_regs *)"), sys_reboot:
         "who reboots, how a kexec failed, the start of the blackout";
     liveupdate_reboot("int (void)"), reboot: "the freeze as a whole, and one that failed";

@@ -24,7 +24,7 @@ pub struct Args {
     #[arg(long)]
     json: bool,
     /// Print what a journal has, instead of watching.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["duration", "ring_buffer"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["duration", "ring_buffer", "callbacks"])]
     journal: Option<PathBuf>,
     #[command(flatten)]
     watch: Watch,

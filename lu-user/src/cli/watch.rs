@@ -8,7 +8,7 @@ use bytesize::ByteSize;
 use caps::CapSet;
 use lu_common::event::Record;
 use lu_common::uapi::Interface;
-use lu_user::attach::{self, Attached, RING_BUFFER};
+use lu_user::attach::{self, Attached, Detail, RING_BUFFER};
 use lu_user::collect::{Collector, Losses};
 use lu_user::orchestrator::{self, Orchestrator};
 use tokio::signal::unix::{SignalKind, signal};
@@ -21,6 +21,10 @@ pub struct Watch {
     /// Size of the buffer between the kernel and lu: a power of two, at least 4KiB.
     #[arg(long, value_name = "SIZE", default_value_t = ByteSize(RING_BUFFER))]
     ring_buffer: ByteSize,
+    /// Watch every callback on a file too, not its freeze alone: each preserve, restore and finish then takes
+    /// some microseconds longer.
+    #[arg(long)]
+    callbacks: bool,
 }
 
 /// The first tick comes after this, each later one after twice the time, up to [`LONGEST_TICK`].
@@ -28,7 +32,7 @@ const FIRST_TICK: Duration = Duration::from_secs(1);
 const LONGEST_TICK: Duration = Duration::from_secs(64);
 
 /// How long records may wait for more of them.
-const LINGER: Duration = Duration::from_millis(2);
+const LINGER: Duration = Duration::from_millis(20);
 
 /// In every how many rounds without sleep the losses are asked for.
 const ASK_FOR_LOSSES: u32 = 4096;
@@ -79,7 +83,15 @@ impl Watch {
         } else {
             orchestrator::emulated()
         };
-        let attached = attach::attach(&orchestrators, self.ring_buffer.as_u64())?;
+        let attached = attach::attach(
+            &orchestrators,
+            self.ring_buffer.as_u64(),
+            if self.callbacks {
+                Detail::Callbacks
+            } else {
+                Detail::Calls
+            },
+        )?;
         sink.begin(&orchestrators)?;
         say_coverage(&attached, &orchestrators);
         give_up_privileges()?;
@@ -153,8 +165,10 @@ impl Watch {
             if !go_on {
                 return collector.losses().context("cannot read the loss counters");
             }
-            // Records that come meanwhile wake nobody up: one by one they would cost their callers more.
-            tokio::time::sleep(LINGER).await;
+            collector
+                .gather(LINGER)
+                .await
+                .context("cannot wait for events")?;
         }
     }
 }

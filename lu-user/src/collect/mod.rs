@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
+use std::time::Duration;
 
 use aya::maps::{MapData, PerCpuArray, RingBuf};
 use lu_common::event::{Call, Counters, Header, Kind, Record};
@@ -34,6 +35,7 @@ impl Losses {
 /// The consumer's end of the ring buffer.
 pub struct Collector {
     ring: AsyncFd<Ring>,
+    alarm: AsyncFd<Ring>,
     counters: PerCpuArray<MapData, CountersPod>,
     told: u64,
     /// The hooks are attached as long as their programs are held.
@@ -56,14 +58,12 @@ impl Collector {
             coverage: _,
             unknown_members: _,
             events,
+            alarm,
             counters,
         } = attached;
-        // SAFETY: the descriptor belongs to the map within, which is neither replaced nor closed
-        // before the registration ends: both live in `Ring`, and nothing hands it out.
-        let ring = unsafe { AsyncFd::register_with_interest(Ring(events), Interest::READABLE) }
-            .map_err(|error| io::Error::other(error.to_string()))?;
         Ok(Self {
-            ring,
+            ring: register(events)?,
+            alarm: register(alarm)?,
             counters,
             told: 0,
             _programs: programs,
@@ -79,6 +79,17 @@ impl Collector {
             guard.clear_ready();
         }
         self.finish(each)
+    }
+
+    /// Lets records gather for `pause`, unless this kernel is about to go. Meanwhile they wake nobody up: one by
+    /// one they would cost their callers more.
+    pub async fn gather(&mut self, pause: Duration) -> io::Result<()> {
+        if let Ok(guard) = tokio::time::timeout(pause, self.alarm.readable_mut()).await {
+            let mut guard = guard?;
+            drain(&mut guard.get_inner_mut().0, &mut |_| {});
+            guard.clear_ready();
+        }
+        Ok(())
     }
 
     /// Takes what is there without waiting, and without asking for losses: as fast as it can be done.
@@ -114,6 +125,13 @@ impl Collector {
             }
         }))
     }
+}
+
+fn register(ring: RingBuf<MapData>) -> io::Result<AsyncFd<Ring>> {
+    // SAFETY: the descriptor belongs to the map within, which is neither replaced nor closed
+    // before the registration ends: both live in `Ring`, and nothing hands it out.
+    unsafe { AsyncFd::register_with_interest(Ring(ring), Interest::READABLE) }
+        .map_err(|error| io::Error::other(error.to_string()))
 }
 
 fn drain(ring: &mut RingBuf<MapData>, each: &mut impl FnMut(&Record)) {

@@ -38,6 +38,9 @@ pub struct TraceLine {
     pub ret: Option<i32>,
     /// The errno's name.
     pub errno: Option<String>,
+    /// What the function within returned, where the call returned something else.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inner_ret: Option<i32>,
     /// How long the function took, in nanoseconds.
     pub dur_ns: Option<u64>,
     /// Of that, time in the file handler's callback.
@@ -83,7 +86,7 @@ impl TraceLine {
             stage: if record.is_exit() { "exit" } else { "enter" },
             interface: hook.then(|| record.interface().name()),
             session: told.or_else(|| names.of(record)),
-            token: record.token(),
+            token: names.token(record),
             fd: record.fd(),
             fd_kind: record.file_kind().map(FileKind::name),
             bytes: record.bytes(),
@@ -94,6 +97,7 @@ impl TraceLine {
                 .map(v3::Event::name),
             ret: record.ret(),
             errno: record.errno().map(errno_name),
+            inner_ret: record.inner_ret().filter(|ret| Some(*ret) != record.ret()),
             dur_ns: record.dur_ns(),
             op_ns: record.op_ns(),
             pid: task.then_some(header.pid),
@@ -167,7 +171,7 @@ fn call(record: &Record, names: &Names, origin_ns: u64) -> String {
     if let Some(session) = names.of(record) {
         arguments.push(format!("session={session}"));
     }
-    if let Some(token) = record.token() {
+    if let Some(token) = names.token(record) {
         arguments.push(format!("token={token:#x}"));
     }
     if let Some(fd) = record.fd() {

@@ -99,6 +99,7 @@ impl Timeline {
             return;
         }
         self.seen += 1;
+        self.names.push(record);
         let mut shifted = *record;
         shifted.header.t_ns = self.axis.at(record.header.t_ns);
         let record = &shifted;
@@ -235,7 +236,7 @@ impl Timeline {
 
     /// Begins an update if an event belongs to one and there is none.
     fn begin_if_due(&mut self, kind: Kind, record: &Record) {
-        let done = record.ret() == Some(0);
+        let done = record.inner_ret() == Some(0);
         // What is seen for the first time after the kexec, lu did not see before it. A restore or a finish
         // that was refused is no sign of an update.
         let of_the_past = matches!(kind, Kind::Restore | Kind::Finish | Kind::SessionRetrieve)
@@ -298,7 +299,12 @@ impl Timeline {
         let operation = match kind {
             Kind::Open => "open",
             Kind::Kexec => "reboot",
-            Kind::Ioctl => operation(record),
+            Kind::Ioctl
+            | Kind::Preserve
+            | Kind::Unpreserve
+            | Kind::Restore
+            | Kind::SessionCreate
+            | Kind::SessionRetrieve => operation(record),
             // The functions within are told by the call that they are part of.
             _ => return,
         };
@@ -311,7 +317,7 @@ impl Timeline {
     }
 
     fn outgoing_event(&mut self, kind: Kind, record: &Record) {
-        let done = record.ret() == Some(0);
+        let done = record.inner_ret() == Some(0);
         match kind {
             Kind::SessionCreate if done => {
                 let name = self.names.of(record);
@@ -351,7 +357,7 @@ impl Timeline {
     }
 
     fn incoming_event(&mut self, kind: Kind, record: &Record) {
-        let done = record.ret() == Some(0);
+        let done = record.inner_ret() == Some(0);
         let name = self.names.of(record);
         let Some(update) = &mut self.incoming else {
             return;
@@ -438,7 +444,9 @@ impl Timeline {
     }
 
     fn callback(&mut self, kind: Kind, record: &Record) {
-        let Some(token) = record.token() else { return };
+        let Some(token) = self.names.token(record) else {
+            return;
+        };
         let name = self.names.of(record);
         let session = self.outgoing.session_or_new(record.session(), || name);
         let file = session.files.entry(token).or_default();
@@ -558,7 +566,7 @@ impl Timeline {
 }
 
 fn restore(update: &mut Update, record: &Record, name: Option<String>) {
-    let (Some(token), Some(ret)) = (record.token(), record.ret()) else {
+    let (Some(token), Some(ret)) = (record.token(), record.inner_ret()) else {
         return;
     };
     let session = update.session_or_new(record.session(), || name);

@@ -1,31 +1,45 @@
-//! What sessions are called: records have their ids.
+//! What sessions and files are called: some records have only what stands for them.
 
 use std::collections::HashMap;
 
-use lu_common::event::{Record, SessionName, session_id};
+use lu_common::event::{Kind, Record, SessionName, session_id};
 
-/// How many names are remembered. A machine that makes more of them than that sees ids for some.
-const REMEMBERED: usize = 1 << 20;
+/// How many names are remembered, of each sort. A machine that makes more of them than that sees ids for some.
+const REMEMBERED: usize = 1 << 21;
 
 /// The names that were seen.
 #[derive(Clone, Debug, Default)]
-pub struct Names(HashMap<u64, String>);
+pub struct Names {
+    sessions: HashMap<u64, String>,
+    /// The token under which each `struct file` was preserved last.
+    tokens: HashMap<u64, u64>,
+}
 
 impl Names {
     /// Takes in a record, if it tells a name.
     pub fn push(&mut self, record: &Record) {
         if let Some(name) = record.session_name() {
-            if self.0.len() >= REMEMBERED {
-                self.0.clear();
-            }
-            self.0.insert(session_id(&name), shown(&name));
+            remember(&mut self.sessions, session_id(&name), shown(&name));
+        } else if record.kind() == Some(Kind::Preserve)
+            && record.inner_ret() == Some(0)
+            && let (Some(object), Some(token)) = (record.object(), record.token())
+        {
+            remember(&mut self.tokens, object, token);
         }
+    }
+
+    /// The token of the file that a record is about.
+    #[must_use]
+    pub fn token(&self, record: &Record) -> Option<u64> {
+        record
+            .token()
+            .or_else(|| self.tokens.get(&record.object()?).copied())
     }
 
     /// The name of a session; its id, as `#` and 16 digits, where the name was not seen.
     #[must_use]
     pub fn get(&self, id: u64) -> String {
-        self.0
+        self.sessions
             .get(&id)
             .cloned()
             .unwrap_or_else(|| format!("#{id:016x}"))
@@ -42,9 +56,16 @@ impl Names {
     pub fn is(&self, record: &Record, name: &str) -> bool {
         record
             .session()
-            .and_then(|id| self.0.get(&id))
+            .and_then(|id| self.sessions.get(&id))
             .is_some_and(|found| found == name)
     }
+}
+
+fn remember<T>(names: &mut HashMap<u64, T>, id: u64, name: T) {
+    if names.len() >= REMEMBERED {
+        names.clear();
+    }
+    names.insert(id, name);
 }
 
 /// A text up to its first NUL, with nothing in it that a terminal would obey.
