@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::Signal;
 
-use super::protocol::{DISK_IN, DISKS_OUT, Step};
+use super::protocol::{DISK_IN, Step, disk_out};
 use crate::sh;
 
 /// What both kernels are told: where the console is, and to put times on it; to end at once, so that QEMU ends, where they die; and
@@ -204,7 +204,7 @@ pub struct Machine<'a> {
     /// The disk with the files for the guest.
     pub disk_in: &'a Path,
     /// The disks that it fills, one for each boot.
-    pub disks_out: [PathBuf; 2],
+    pub disks_out: &'a [PathBuf],
 }
 
 /// How a machine ended, other than by telling that it is done.
@@ -235,11 +235,11 @@ impl Machine<'_> {
             .arg(self.initramfs)
             .arg("-append")
             .arg(format!("{COMMAND_LINE} {}", self.append));
-        let disks = std::iter::once((DISK_IN, self.disk_in, "on")).chain(
-            DISKS_OUT
-                .into_iter()
-                .zip(&self.disks_out)
-                .map(|(name, path)| (name, path.as_path(), "off")),
+        let disks = std::iter::once((DISK_IN.to_owned(), self.disk_in, "on")).chain(
+            self.disks_out
+                .iter()
+                .enumerate()
+                .map(|(index, path)| (disk_out(index + 1), path.as_path(), "off")),
         );
         for (name, path, readonly) in disks {
             let path = escaped(path);

@@ -253,7 +253,7 @@ fn with_selftest(name: &str, program: &str) -> Result<Run> {
 fn single_boot_selftests() -> Result<()> {
     let mut run = with_selftest("selftests", "liveupdate")?;
     run.stages[0] = Some(vec!["liveupdate".into()]);
-    run.single_boot = true;
+    run.kexecs = 0;
     let outcome = passed(&run)?;
     check_selftests(&outcome.read("stage1.out")?)?;
     let report = report_of(&outcome)?;
@@ -376,7 +376,7 @@ fn contention() -> Result<()> {
         .push(Include::program(&crate::build::lu_static()?)?);
     run.stages[0] = Some(["contend", "lu", "3"].map(str::to_owned).to_vec());
     run.patches_busy_code = true;
-    run.single_boot = true;
+    run.kexecs = 0;
     run.lu = None;
     let outcome = passed(&run)?;
     let seen: Value = serde_json::from_str(&outcome.read("stage1.out")?)?;
@@ -413,7 +413,7 @@ fn said_by(mut run: Run, command: &[&str]) -> Result<(i64, Value)> {
     run.includes
         .push(Include::program(&crate::build::lu_static()?)?);
     run.stages[0] = Some(command.iter().map(|&word| word.to_owned()).collect());
-    run.single_boot = true;
+    run.kexecs = 0;
     run.lu = None;
     setup::ensure(setup::For::Lab)?;
     let outcome = run.start()?;
@@ -476,7 +476,7 @@ fn debian_cloud() -> Result<()> {
     run.includes
         .push(Include::program(&crate::build::static_example("demo")?)?);
     run.stages[0] = Some(["lu", "emulate", "--", "demo"].map(str::to_owned).to_vec());
-    run.single_boot = true;
+    run.kexecs = 0;
     let outcome = passed(&run)?;
     let said = outcome.read("lu-run-1.err")?;
     ensure!(
