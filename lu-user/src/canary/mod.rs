@@ -28,7 +28,7 @@ use crate::journal::clocks;
 use crate::preserved::{Memory, patiently};
 
 /// Its session's name.
-pub const SESSION: &str = "lu-canary";
+pub const SESSION: &str = crate::timeline::CANARY;
 
 /// The memfd's token.
 const TOKEN: u64 = 1;
@@ -240,6 +240,15 @@ impl Canary {
     pub fn now(&self) -> Life {
         let word = |at| self.memory.word(at).load(Ordering::Acquire);
         self.life(word(offset_of!(Header, since))..word(offset_of!(Header, head)))
+    }
+
+    /// Whether the clocks were read twice since it began in this kernel, so that the counter's frequency is known.
+    #[must_use]
+    pub fn knows_its_clocks(&self) -> bool {
+        self.memory
+            .word(offset_of!(Header, readings))
+            .load(Ordering::Acquire)
+            > 1
     }
 
     /// Those of the beats that are still there. One that was being written when its writer was stopped, or is

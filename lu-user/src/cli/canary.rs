@@ -187,6 +187,10 @@ impl Args {
             );
             Some(session)
         };
+        // Without a frequency the counter tells nothing: a kexec may come from here on.
+        while !canary.knows_its_clocks() && !is_over() {
+            thread::sleep(TICK);
+        }
         ready()?;
         while !is_over() {
             thread::sleep(TICK);

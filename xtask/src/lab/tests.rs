@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::selftests::{self, Tap};
-use super::{Include, Kernel, Outcome, Run, kernel, observe};
+use super::{Include, Kernel, Outcome, Run, canary, kernel, observe};
 use crate::{setup, sh};
 
 /// One test.
@@ -18,10 +18,14 @@ pub struct Test {
 }
 
 /// All of them.
-pub const ALL: [Test; 9] = [
+pub const ALL: [Test; 10] = [
     Test {
         name: "lab: a live update across a real kexec",
         run: live_update,
+    },
+    Test {
+        name: "lab: lu and a canary agree on how long the machine was dark, in three kexecs in a row",
+        run: canary_agrees,
     },
     Test {
         name: "lab: the kernel's own selftests",
@@ -136,6 +140,15 @@ fn live_update() -> Result<()> {
             .with_context(|| format!("trace.jsonl has a line that is no JSON: {line}"))?;
     }
     ensure!(!trace.is_empty(), "trace.jsonl is empty");
+    Ok(())
+}
+
+fn canary_agrees() -> Result<()> {
+    let jumps = canary::chain(3, folder("canary"))?;
+    ensure!(
+        jumps.len() == 3 && jumps.iter().all(canary::Jump::agrees),
+        "lu and the canary do not agree: {jumps:#?}"
+    );
     Ok(())
 }
 
