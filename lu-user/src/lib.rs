@@ -10,4 +10,5 @@ pub mod export;
 pub mod journal;
 pub mod orchestrator;
 pub mod preserved;
+pub mod reboot_cpu;
 pub mod timeline;

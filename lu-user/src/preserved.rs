@@ -30,17 +30,17 @@ pub struct Memory(MmapRaw);
 const WORD: usize = size_of::<u64>();
 
 impl Memory {
-    /// Maps all of a file, whose length must not become less as long as this lives, and touches each page:
-    /// nobody waits for memory later.
+    /// Maps all of a file, whose length must not become less as long as this lives.
     pub fn map(file: &impl AsRawFd) -> io::Result<Self> {
-        MmapOptions::new().populate().map_raw(file).map(Self)
+        MmapOptions::new().map_raw(file).map(Self)
     }
 
-    /// A memfd of `bytes` zeros, and its mapping.
+    /// A memfd of `bytes` zeros, and its mapping. Each page is there from the start: nobody waits for memory
+    /// later.
     pub fn create(name: &str, bytes: u64) -> io::Result<(File, Self)> {
         let file = File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC)?);
         file.set_len(bytes)?;
-        let memory = Self::map(&file)?;
+        let memory = MmapOptions::new().populate().map_raw(&file).map(Self)?;
         Ok((file, memory))
     }
 

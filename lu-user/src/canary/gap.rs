@@ -6,7 +6,7 @@ use super::{Beat, Life};
 use crate::timeline::clock::{Axis, Clock, Crossing, Told};
 
 /// From the last beat of the old kernel to the first of the new one.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Gap {
     /// How long, in nanoseconds.
     pub ns: u64,
@@ -20,6 +20,10 @@ pub struct Gap {
     pub old_hz: Option<f64>,
     /// As the new one does.
     pub new_hz: Option<f64>,
+    /// The last beat of the old kernel.
+    pub last: Beat,
+    /// The first of the new one.
+    pub first: Beat,
 }
 
 /// The intervals between beats that follow one another.
@@ -71,6 +75,8 @@ pub fn gap(before: &Life, first: &Beat, after: &Life) -> Option<Gap> {
             realtime_ns,
             old_hz: None,
             new_hz: None,
+            last: *last,
+            first: *first,
         });
     };
     let ns = match (crossing.clock, crossing.old_hz) {
@@ -91,6 +97,8 @@ pub fn gap(before: &Life, first: &Beat, after: &Life) -> Option<Gap> {
         realtime_ns,
         old_hz: crossing.old_hz,
         new_hz: crossing.new_hz,
+        last: *last,
+        first: *first,
     })
 }
 

@@ -19,6 +19,7 @@ use std::time::Duration;
 use lu_common::event::Record;
 use nix::errno::Errno;
 use nix::time::{ClockId, ClockNanosleepFlags, clock_nanosleep};
+use serde::Serialize;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::client;
@@ -26,6 +27,7 @@ use crate::client::sessions::{Device, Session};
 use crate::emulate::DEVICE;
 use crate::journal::clocks;
 use crate::preserved::{Memory, patiently};
+use crate::reboot_cpu::OffRebootCpu;
 
 /// Its session's name.
 pub const SESSION: &str = crate::timeline::CANARY;
@@ -47,7 +49,9 @@ const VERSION: u64 = 1;
 
 /// A moment at which the canary ran.
 #[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Serialize,
+)]
 pub struct Beat {
     /// Which one, counted from 0 over all kernels.
     pub number: u64,
@@ -57,6 +61,17 @@ pub struct Beat {
     pub monotonic_ns: u64,
     /// `CLOCK_REALTIME`, in nanoseconds since 1970.
     pub realtime_ns: u64,
+}
+
+impl Beat {
+    fn now() -> Self {
+        Self {
+            number: 0,
+            counter: clocks::counter(),
+            monotonic_ns: clocks::now_ns(),
+            realtime_ns: clocks::realtime_ns(),
+        }
+    }
 }
 
 #[repr(C)]
@@ -187,8 +202,10 @@ impl Canary {
             Errno::ENOENT if !matches!(error, client::Error::Open { .. }) => Error::Nothing,
             _ => unless_v3(&error).unwrap_or(Error::Client(error)),
         })?;
-        let file = File::from(session.retrieve(TOKEN)?);
-        let (canary, before, first) = Self::take_over(file)?;
+        let file = session.retrieve(TOKEN)?;
+        // Before anything else: it is the end of the darkness.
+        let first = Beat::now();
+        let (canary, before, first) = Self::take_over(file.into(), first)?;
         Ok(Resumed {
             canary,
             before,
@@ -197,7 +214,7 @@ impl Canary {
         })
     }
 
-    fn take_over(file: File) -> Result<(Self, Life, Beat), Error> {
+    fn take_over(file: File, first: Beat) -> Result<(Self, Life, Beat), Error> {
         if file.metadata()?.len() != LENGTH {
             return Err(Error::Foreign("its size is another"));
         }
@@ -220,8 +237,7 @@ impl Canary {
             memory,
             every,
         };
-        // Before anything else: it is the end of the darkness.
-        let first = canary.beat();
+        let first = canary.beat(first);
         let before = canary.life(header.since..header.head);
         canary.set(offset_of!(Header, since), header.head);
         canary.set(offset_of!(Header, readings), 0);
@@ -279,16 +295,11 @@ impl Canary {
         self.memory.word(at).store(value, Ordering::Release);
     }
 
-    /// One beat.
-    fn beat(&self) -> Beat {
+    /// Keeps a beat, and gives it its number.
+    fn beat(&self, beat: Beat) -> Beat {
         let head = self.memory.word(offset_of!(Header, head));
         let number = head.load(Ordering::Relaxed);
-        let beat = Beat {
-            number,
-            counter: clocks::counter(),
-            monotonic_ns: clocks::now_ns(),
-            realtime_ns: clocks::realtime_ns(),
-        };
+        let beat = Beat { number, ..beat };
         self.memory.write(slot(number), beat.as_bytes());
         head.store(number.wrapping_add(1), Ordering::Release);
         beat
@@ -303,14 +314,16 @@ impl Canary {
         readings.store(number.wrapping_add(1), Ordering::Release);
     }
 
-    /// Beats until it is told to stop, or the machine stops.
+    /// Beats until it is told to stop, or the machine stops: on any CPU but the one where the kernel shuts down,
+    /// which stops what else runs there earlier.
     pub fn sing(&self, pace: Pace, stop: &AtomicBool) {
+        let _elsewhere = OffRebootCpu::new();
         let mut reading = FIRST_READING;
         let mut next_reading = clocks::now_ns() + reading.as_nanos() as u64;
         let every_ns = self.every.as_nanos() as u64;
         let mut next = clocks::now_ns();
         while !stop.load(Ordering::Relaxed) {
-            self.beat();
+            self.beat(Beat::now());
             let now = clocks::now_ns();
             if now >= next_reading {
                 self.read_clocks();
@@ -370,15 +383,15 @@ mod tests {
     fn a_canary_that_is_taken_over_goes_on_counting_and_tells_of_its_former_life() {
         let old = Canary::create(EVERY_MS).expect("a canary");
         for _ in 0..5 {
-            old.beat();
+            old.beat(Beat::now());
         }
         let (new, before, first) =
-            Canary::take_over(old.file.try_clone().expect("another")).expect("whole");
+            Canary::take_over(old.file.try_clone().expect("another"), Beat::now()).expect("whole");
         let numbers = |life: &Life| -> Vec<u64> { life.beats.iter().map(|b| b.number).collect() };
         assert_eq!(numbers(&before), [0, 1, 2, 3, 4]);
         assert_eq!(first.number, 5);
         assert!(before.clocks.iter().all(Option::is_some));
-        new.beat();
+        new.beat(Beat::now());
         assert_eq!(numbers(&new.now()), [5, 6]);
         assert_eq!(new.every(), EVERY_MS);
     }
@@ -387,7 +400,7 @@ mod tests {
     fn of_more_beats_than_there_is_room_for_the_newest_are_told() {
         let canary = Canary::create(EVERY_MS).expect("a canary");
         for _ in 0..CAPACITY + 7 {
-            canary.beat();
+            canary.beat(Beat::now());
         }
         let beats = canary.now().beats;
         assert_eq!(beats.len() as u64, CAPACITY);
@@ -403,7 +416,7 @@ mod tests {
     fn a_beat_whose_writing_was_cut_short_is_left_out() {
         let canary = Canary::create(EVERY_MS).expect("a canary");
         for _ in 0..3 {
-            canary.beat();
+            canary.beat(Beat::now());
         }
         // The ring is full and its oldest place is being written when the machine stops.
         canary
@@ -416,9 +429,10 @@ mod tests {
 
     #[test]
     fn what_is_no_canary_is_refused_whatever_it_has_inside() {
-        let taken = |file: &File| Canary::take_over(file.try_clone().expect("another"));
+        let taken =
+            |file: &File| Canary::take_over(file.try_clone().expect("another"), Beat::now());
         let canary = Canary::create(EVERY_MS).expect("a canary");
-        canary.beat();
+        canary.beat(Beat::now());
         assert!(taken(&canary.file).is_ok());
         for (at, value) in [
             (offset_of!(Header, magic), 7),

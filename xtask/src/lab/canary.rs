@@ -27,6 +27,8 @@ pub struct Jump {
     pub lu_uncertainty_ns: u64,
     /// What lu says more than the canary.
     pub difference_ns: i64,
+    /// Of that, at the beginning: how long before the canary the collector was stopped.
+    pub stop_difference_ns: i64,
     /// The most that they may differ by.
     pub allowed_ns: u64,
     /// The canary's gap by `CLOCK_REALTIME`.
@@ -46,7 +48,7 @@ impl Jump {
 /// One machine, so many kexecs, a canary through all of them.
 pub fn chain(kexecs: usize, out: PathBuf) -> Result<Vec<Jump>> {
     let mut run = Run::new(Kernel::own()?, out);
-    let stage = ["lu", "canary", "--detach", "--json"].map(str::to_owned);
+    let stage = ["lu", "canary", "--detach", "--fifo", "--json"].map(str::to_owned);
     run.stages = [Some(stage.to_vec()), Some(stage.to_vec())];
     run.kexecs = kexecs;
     run.limit = LIMIT * kexecs as u32;
@@ -87,6 +89,10 @@ fn jump(kexec: usize, canary: &Value, report: &Value) -> Result<Jump> {
         ensure!(clock == Some("counter"), "{pointer} is {clock:?}");
     }
     let canary_ns = number(canary, "/gap/ns")?;
+    let stops = [
+        number(report, "/canary/start_ns")?,
+        number(canary, "/gap/last/monotonic_ns")?,
+    ];
     let lu_ns = number(report, "/canary/ns")?;
     Ok(Jump {
         kexec,
@@ -95,6 +101,7 @@ fn jump(kexec: usize, canary: &Value, report: &Value) -> Result<Jump> {
         lu_ns,
         lu_uncertainty_ns: number(report, "/canary/uncertainty_ns")?,
         difference_ns: lu_ns.cast_signed() - canary_ns.cast_signed(),
+        stop_difference_ns: stops[1].cast_signed() - stops[0].cast_signed(),
         allowed_ns: ALLOWED_NS.max(canary_ns / 1000),
         realtime_ns: canary["gap"]["realtime_ns"]
             .as_i64()
@@ -126,7 +133,7 @@ fn table(jumps: &[Jump]) -> String {
     let ms = |ns: f64| ns / 1e6;
     let mut text = format!(
         "{} kexecs in a row in one machine: from the stop of the CPUs to the canary's restore, in ms\n\
-         {:<6}{:>12}{:>9}{:>12}{:>9}{:>12}{:>10}{:>20}{:>14}\n",
+         {:<6}{:>12}{:>9}{:>12}{:>9}{:>12}{:>12}{:>10}{:>20}{:>14}\n",
         jumps.len(),
         "kexec",
         "canary",
@@ -134,6 +141,7 @@ fn table(jumps: &[Jump]) -> String {
         "lu",
         "±",
         "difference",
+        "at the stop",
         "allowed",
         "by CLOCK_REALTIME",
         "interval p99"
@@ -141,13 +149,14 @@ fn table(jumps: &[Jump]) -> String {
     for jump in jumps {
         let _ = writeln!(
             text,
-            "{:<6}{:>12.3}{:>9.3}{:>12.3}{:>9.3}{:>12}{:>10.3}{:>20.1}{:>14.3}{}",
+            "{:<6}{:>12.3}{:>9.3}{:>12.3}{:>9.3}{:>12}{:>12}{:>10.3}{:>20.1}{:>14.3}{}",
             jump.kexec,
             ms(jump.canary_ns as f64),
             ms(jump.canary_uncertainty_ns as f64),
             ms(jump.lu_ns as f64),
             ms(jump.lu_uncertainty_ns as f64),
             format!("{:+.3}", ms(jump.difference_ns as f64)),
+            format!("{:+.3}", ms(jump.stop_difference_ns as f64)),
             ms(jump.allowed_ns as f64),
             ms(jump.realtime_ns as f64),
             ms(jump.interval_p99_ns as f64),
