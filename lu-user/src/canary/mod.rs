@@ -330,8 +330,12 @@ impl Canary {
                 reading = (reading * 2).min(LONGEST_READING);
                 next_reading = now + reading.as_nanos() as u64;
             }
-            // One that came late is not made up for: what is missed is missed.
-            next = (next + every_ns).max(clocks::now_ns());
+            next += every_ns;
+            let now = clocks::now_ns();
+            if next <= now {
+                // One that came late is not made up for: others could not run at all where this had priority.
+                next = now + every_ns;
+            }
             match pace {
                 Pace::Sleep => sleep_until(next),
                 Pace::Spin => {
