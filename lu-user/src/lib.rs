@@ -1,6 +1,7 @@
 //! See, bound and prove a Linux live update.
 
 pub mod attach;
+pub mod canary;
 pub mod client;
 pub mod collect;
 pub mod doctor;
@@ -8,4 +9,6 @@ pub mod emulate;
 pub mod export;
 pub mod journal;
 pub mod orchestrator;
+pub mod preserved;
+pub mod reboot_cpu;
 pub mod timeline;

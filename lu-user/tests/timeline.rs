@@ -667,6 +667,49 @@ fn a_session_that_is_closed_before_the_kexec_takes_its_files_along() {
 }
 
 #[test]
+fn a_canarys_darkness_is_told_from_the_last_beat_to_its_restore_by_both_clocks() {
+    let mut story = Kernels::new();
+    story.preserved("lu-canary", &[1]);
+    story.reboot(7, None);
+    story.frozen(&["lu-canary"], 0);
+    let stop = story.0.now;
+    story.jumped();
+    story.call(Kind::SessionRetrieve, "lu-canary", None, 0);
+    let restored = story.0.now + 1_000;
+    story.call(Kind::Restore, "lu-canary", Some(1), 0);
+    story.call(Kind::SessionFinish, "lu-canary", None, 0);
+    story.anchor(NEW, 11_000_000_000, stop + 15_000_000_000, 0);
+    let darkness = story.update().canary().expect("known");
+    assert_eq!(darkness.start_ns, stop);
+    // Its new kernel was up for a second when its clocks were read.
+    assert_eq!(darkness.ns, 5_000_000_000 + restored - 1_000_000_000);
+    assert_eq!(darkness.clock, Clock::Counter);
+    // Here both clocks say the same.
+    assert_eq!(darkness.realtime_ns, Some(darkness.ns.cast_signed()));
+    let report = serde_json::to_value(Report::from(story.update())).expect("JSON");
+    assert_eq!(report["canary"]["ns"], darkness.ns);
+}
+
+#[test]
+fn without_a_canary_or_a_last_beat_its_darkness_is_unknown() {
+    let mut story = Kernels::new();
+    story.preserved("a", &[1]);
+    story.reboot(7, None);
+    story.frozen(&["a"], 0);
+    story.jumped();
+    story.restored("a", &[1]);
+    assert_eq!(story.update().canary(), None);
+    let mut story = Kernels::new();
+    story.preserved("lu-canary", &[1]);
+    story.reboot(7, None);
+    story.frozen(&["lu-canary"], 0);
+    let counter = story.0.now + 5_000_000_000;
+    story.anchor(NEW, 1_000_000_000, counter, 0);
+    story.restored("lu-canary", &[1]);
+    assert_eq!(story.update().canary(), None);
+}
+
+#[test]
 fn lus_own_session_begins_no_update() {
     let mut story = Kernels::new();
     story.preserved("lu-recorder", &[1]);

@@ -12,6 +12,7 @@ mod test;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -68,6 +69,17 @@ enum Bench {
         #[arg(long)]
         json: bool,
     },
+    /// How long the machine is dark, by lu and by a canary, over several kexecs in a row in the lab. Exit
+    /// status 1 where they differ by more than 1 ms and 0.1 %.
+    Canary {
+        /// Kexecs.
+        #[arg(long, default_value_t = 10,
+              value_parser = RangedU64ValueParser::<usize>::new().range(1..=lab::KEXECS_AT_MOST as u64))]
+        kexecs: usize,
+        /// The result as one JSON document.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 fn main() -> ExitCode {
@@ -108,6 +120,10 @@ fn run(command: Command) -> Result<ExitCode> {
         }) => {
             setup::ensure(setup::For::Lab)?;
             lab::observe::run(sessions, files, runs, json)?;
+        }
+        Command::Bench(Bench::Canary { kexecs, json }) => {
+            setup::ensure(setup::For::Lab)?;
+            lab::canary::run(kexecs, json)?;
         }
         Command::Lab(args) => return Ok(args.run()),
     }

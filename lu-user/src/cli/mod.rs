@@ -1,10 +1,12 @@
 //! The command line: one file for each subcommand, which parses and prints.
 
+mod canary;
 mod ctl;
 mod doctor;
 mod emulate;
 mod report;
 mod run;
+mod stop;
 mod trace;
 mod watch;
 
@@ -39,6 +41,7 @@ enum Command {
     Report(report::Args),
     Doctor(doctor::Args),
     Emulate(emulate::Args),
+    Canary(canary::Args),
     Ctl(ctl::Args),
 }
 
@@ -55,6 +58,7 @@ pub fn main() -> ExitCode {
         Command::Report(args) => args.run(),
         Command::Doctor(args) => args.run(),
         Command::Emulate(args) => args.run(),
+        Command::Canary(args) => args.run(),
         Command::Ctl(args) => args.run(),
     };
     done.unwrap_or_else(|error| {

@@ -11,6 +11,7 @@ use lu_user::export::duration;
 use lu_user::journal::recorder::{self, Recorder};
 use lu_user::journal::{self, clocks};
 use lu_user::orchestrator::Orchestrator;
+use lu_user::reboot_cpu::OffRebootCpu;
 use lu_user::timeline::{Outcome, Timeline};
 
 use super::trace::Printer;
@@ -81,11 +82,19 @@ struct Run {
     /// The last update whose end was told.
     told: u64,
     printer: Option<Printer>,
-    /// Which thread has called for the kexec, and since when this kernel is about to go.
-    urgent: Option<(u32, Instant)>,
+    urgent: Option<Urgent>,
     /// What goes to the journal and the terminal once there is time again: both may block for ever on a
     /// device that is shut down.
     deferred: Vec<Record>,
+}
+
+/// This kernel is about to go.
+struct Urgent {
+    /// The thread that has called for the kexec.
+    by: u32,
+    since: Instant,
+    /// Where the kernel shuts down nobody else gets far.
+    _elsewhere: Option<OffRebootCpu>,
 }
 
 impl Run {
@@ -194,8 +203,12 @@ impl Sink for Run {
     fn record(&mut self, record: &Record) -> Result<()> {
         let kexec = record.kind() == Some(Kind::Kexec) && !record.is_emulated();
         if kexec && !record.is_exit() {
-            self.urgent = Some((record.header.tid, Instant::now()));
             self.defer(record);
+            self.urgent = Some(Urgent {
+                by: record.header.tid,
+                since: Instant::now(),
+                _elsewhere: OffRebootCpu::new(),
+            });
             // The nearer the reading is to the jump, the less the clocks have drifted apart.
             self.defer(&clocks::anchor());
         } else if self.urgent.is_some() {
@@ -206,9 +219,9 @@ impl Sink for Run {
         } else {
             self.note(record)?;
         }
-        if kexec && record.is_exit() && self.urgent.is_some_and(|(by, _)| by == record.header.tid) {
-            self.urgent = None;
-        }
+        let is_back =
+            |urgent: &mut Urgent| kexec && record.is_exit() && urgent.by == record.header.tid;
+        self.urgent.take_if(is_back);
         Ok(())
     }
 
@@ -220,7 +233,8 @@ impl Sink for Run {
         self.deferred.len() < DEFERRED
             && self
                 .urgent
-                .is_some_and(|(_, since)| since.elapsed() < URGENT)
+                .as_ref()
+                .is_some_and(|urgent| urgent.since.elapsed() < URGENT)
     }
 
     fn beat(&mut self) {

@@ -9,8 +9,8 @@ use lu_common::uapi::Interface;
 use super::errno_name;
 use crate::timeline::clock::{Clock, Crossing};
 use crate::timeline::{
-    BlackoutStart, FileOutcome, FileSpan, Outcome, Phase, PhaseName, Session, SessionOutcome,
-    Update,
+    BlackoutStart, Darkness, FileOutcome, FileSpan, Outcome, Phase, PhaseName, Session,
+    SessionOutcome, Update,
 };
 
 /// The value of the field `schema`.
@@ -37,6 +37,9 @@ pub struct Report {
     pub phases: Vec<PhaseJson>,
     /// How the clocks of the two kernels lie to each other; null where there is one kernel.
     pub crossing: Option<CrossingJson>,
+    /// How long `lu canary` was dark, by what lu saw; null where there was none.
+    #[serde(default)]
+    pub canary: Option<CanaryJson>,
     /// The sessions, in the order of their creation; v3's flat space is one without a name.
     pub sessions: Vec<SessionJson>,
     /// Sessions that were closed before the kexec and are left out, because there were too many.
@@ -84,6 +87,22 @@ pub struct CrossingJson {
     pub new_hz: Option<f64>,
     /// What a span across the kexec may be off by, in nanoseconds.
     pub uncertainty_ns: Option<u64>,
+}
+
+/// From the stop of the CPUs (the collector's last beat; in an emulated kexec the jump) to the restore of the
+/// canary's file.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct CanaryJson {
+    /// When the CPUs stopped: on the same axis as the phases' starts.
+    pub start_ns: u64,
+    /// Its length, in nanoseconds.
+    pub ns: u64,
+    /// The length may be off by this, in nanoseconds; null where that is not known yet.
+    pub uncertainty_ns: Option<u64>,
+    /// The clock that tells, as in the blackout.
+    pub clock: Clock,
+    /// The length by `CLOCK_REALTIME`, in nanoseconds; null where there was one kernel.
+    pub realtime_ns: Option<i64>,
 }
 
 /// A phase.
@@ -177,6 +196,7 @@ impl From<&Update> for Report {
             }),
             phases: update.phases().iter().map(PhaseJson::from).collect(),
             crossing: update.crossing.as_ref().map(CrossingJson::from),
+            canary: update.canary().map(CanaryJson::from),
             sessions: update.sessions.values().map(SessionJson::from).collect(),
             forgotten_sessions: update.forgotten_sessions,
             verdicts: Vec::new(),
@@ -207,6 +227,18 @@ impl From<&Crossing> for CrossingJson {
             old_hz_error: crossing.old_hz_error,
             new_hz: crossing.new_hz,
             uncertainty_ns: crossing.uncertainty_ns(),
+        }
+    }
+}
+
+impl From<Darkness> for CanaryJson {
+    fn from(darkness: Darkness) -> Self {
+        Self {
+            start_ns: darkness.start_ns,
+            ns: darkness.ns,
+            uncertainty_ns: darkness.uncertainty_ns,
+            clock: darkness.clock,
+            realtime_ns: darkness.realtime_ns,
         }
     }
 }

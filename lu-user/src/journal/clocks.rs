@@ -39,6 +39,12 @@ pub fn now_ns() -> u64 {
     clock(ClockId::CLOCK_MONOTONIC)
 }
 
+/// `CLOCK_REALTIME`, in nanoseconds since 1970.
+#[must_use]
+pub fn realtime_ns() -> u64 {
+    clock(ClockId::CLOCK_REALTIME)
+}
+
 fn clock(id: ClockId) -> u64 {
     clock_gettime(id).map_or(0, |now| {
         now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
@@ -49,7 +55,7 @@ fn read() -> (u64, Anchor) {
     let before = now_ns();
     let counter = counter();
     let raw_ns = clock(ClockId::CLOCK_MONOTONIC_RAW);
-    let realtime_ns = clock(ClockId::CLOCK_REALTIME);
+    let realtime_ns = realtime_ns();
     let spread_ns = now_ns().saturating_sub(before);
     let (init_ns, tick_ns) = init();
     let anchor = Anchor {

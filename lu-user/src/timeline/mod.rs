@@ -3,6 +3,7 @@
 //! Pure: no clock is asked, no file is opened, and the same events give the same updates, whether they
 //! come from hooks, from a journal or from a test.
 
+mod canary;
 pub mod clock;
 mod names;
 mod update;
@@ -12,6 +13,7 @@ use std::collections::VecDeque;
 use lu_common::event::{Kind, Record};
 use lu_common::uapi::{Interface, errno, sessions, v3};
 
+pub use canary::{CANARY, Darkness};
 pub use names::{Names, shown};
 pub use update::{
     Blackout, BlackoutStart, Events, FileOutcome, FileSpan, Outcome, Phase, PhaseName, RECORDER,
@@ -581,6 +583,7 @@ fn restore(update: &mut Update, record: &Record, name: Option<String>) {
         return;
     }
     let own = session.is_own();
+    let canary = session.name.as_deref() == Some(CANARY);
     let file = session.files.entry(token).or_default();
     file.restore_ns = record.dur_ns();
     if ret == 0 {
@@ -589,6 +592,9 @@ fn restore(update: &mut Update, record: &Record, name: Option<String>) {
         file.outcome = FileOutcome::Restored;
         if !own {
             update.extend_phase(PhaseName::Restore, record);
+        }
+        if canary {
+            update.canary_restored_ns = record.end_ns();
         }
     } else {
         file.outcome = FileOutcome::Failed;

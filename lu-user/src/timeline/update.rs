@@ -267,6 +267,8 @@ pub struct Update {
     pub(super) is_partial: bool,
     pub(super) jumped_ns: Option<u64>,
     pub(super) booted_ns: Option<u64>,
+    /// When the canary's file was given out.
+    pub(super) canary_restored_ns: Option<u64>,
     /// The sessions that can be named at the moment.
     current: HashMap<u64, u64>,
     next_session: u64,
@@ -482,6 +484,16 @@ impl Update {
             .collect()
     }
 
+    /// The clock that tells of a span over the kexec, and what that may be off by, in nanoseconds.
+    pub(super) fn clock(&self) -> Option<(Clock, Option<u64>)> {
+        match (&self.crossing, self.emulated) {
+            (Some(crossing), _) => Some((crossing.clock, crossing.uncertainty_ns())),
+            (None, true) => Some((Clock::Monotonic, Some(2 * RESOLUTION_NS))),
+            // The kernel was replaced, and nothing tells how its clock lies to the old one's.
+            (None, false) => None,
+        }
+    }
+
     /// Whether the times in the new kernel cannot be held against those in the old one.
     fn is_unspanned(&self) -> bool {
         self.beyond_kexec && !self.emulated && self.crossing.is_none() && !self.is_partial
@@ -507,12 +519,7 @@ impl Update {
         if waiting && self.outcome != Outcome::Finished {
             return None;
         }
-        let (clock, uncertainty_ns) = match (&self.crossing, self.emulated) {
-            (Some(crossing), _) => (crossing.clock, crossing.uncertainty_ns()),
-            (None, true) => (Clock::Monotonic, Some(2 * RESOLUTION_NS)),
-            // The kernel was replaced, and nothing tells how its clock lies to the old one's.
-            (None, false) => return None,
-        };
+        let (clock, uncertainty_ns) = self.clock()?;
         Some(Blackout {
             start_ns,
             ns: restore.end_ns.checked_sub(start_ns)?,

@@ -5,9 +5,12 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use clap::builder::RangedU64ValueParser;
 use clap::{Parser, Subcommand};
 
-use super::{Include, Kernel, LIMIT, MEMORY, Outcome, Run, image, kernel, machine, tests};
+use super::{
+    Include, KEXECS_AT_MOST, Kernel, LIMIT, MEMORY, Outcome, Run, image, kernel, machine, tests,
+};
 use crate::{setup, sh};
 
 /// The lab itself failed: it could not be built or booted, or the guest died.
@@ -112,12 +115,16 @@ struct RunArgs {
     /// What to run before the kexec.
     #[arg(long, value_name = "COMMAND", value_parser = words)]
     stage1: Option<Words>,
-    /// What to run after it.
+    /// What to run after it; after each, where there are more.
     #[arg(long, value_name = "COMMAND", value_parser = words, conflicts_with = "single_boot")]
     stage2: Option<Words>,
     /// Stage 1 only, and no kexec.
-    #[arg(long, requires = "stage1")]
+    #[arg(long, requires = "stage1", conflicts_with = "kexecs")]
     single_boot: bool,
+    /// How many kexecs in a row; stage 2 runs after each.
+    #[arg(long, value_name = "N", default_value_t = 1,
+          value_parser = RangedU64ValueParser::<usize>::new().range(1..=KEXECS_AT_MOST as u64))]
+    kexecs: usize,
     /// How long it may take, from power-on to power-off.
     #[arg(long, value_name = "TIME", default_value_t = LIMIT.into())]
     timeout: humantime::Duration,
@@ -267,7 +274,7 @@ impl RunArgs {
                 Ok(run)
             }
         })?;
-        run.single_boot = self.single_boot;
+        run.kexecs = if self.single_boot { 0 } else { self.kexecs };
         run.limit = Duration::from(self.timeout);
         run.start()
     }

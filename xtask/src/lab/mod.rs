@@ -1,9 +1,10 @@
 //! The lab: a virtual machine with a real orchestrator and a real kexec.
 //!
 //! A [`Run`] is one machine from power-on to power-off: stage 1, the jump into the next kernel, stage 2,
-//! with `lu run` beside both. [`Run::start`] gives an [`Outcome`], or an error where the lab itself
+//! and as many jumps more as are wanted, with `lu run` beside each. [`Run::start`] gives an [`Outcome`], or an error where the lab itself
 //! failed.
 
+pub mod canary;
 pub mod cli;
 mod debian_cloud;
 mod image;
@@ -24,7 +25,7 @@ use serde_json::{Value, json};
 
 pub use image::Include;
 use machine::{Accelerator, Death, Machine};
-use protocol::{DISKS_OUT, Plan, Status, Step};
+use protocol::{Plan, Status, Step};
 
 use crate::{build, sh};
 
@@ -43,23 +44,30 @@ const DISK_SIZE: u64 = 4 << 30;
 /// ten of Debian's kernel.
 const ATTEMPTS: u32 = 4;
 
-/// What a run leaves in its folder under names that are known before, beside what stages write.
-const LEFT: [&str; 14] = [
+/// The most kexecs in a row: each boot has a disk of its own, and the machine's bus has 32 places.
+pub const KEXECS_AT_MOST: usize = 20;
+
+/// What a run leaves in its folder under names that are known before, beside what stages write: once, and for
+/// each boot.
+const LEFT: [&str; 6] = [
     "status.json",
     "console.log",
     "report.json",
     "trace.jsonl",
-    "stage1.out",
-    "stage1.err",
-    "stage2.out",
-    "stage2.err",
-    "lu-run-1.out",
-    "lu-run-1.err",
-    "lu-run-2.out",
-    "lu-run-2.err",
     "lu-report.err",
     "lu-trace.err",
 ];
+
+/// See [`LEFT`].
+fn left_by_boot(boot: usize) -> [String; 5] {
+    [
+        format!("stage{boot}.out"),
+        format!("stage{boot}.err"),
+        format!("lu-run-{boot}.out"),
+        format!("lu-run-{boot}.err"),
+        format!("report-{boot}.json"),
+    ]
+}
 
 /// A kernel with the modules that init must load, in this order.
 #[derive(Clone, Debug)]
@@ -90,7 +98,7 @@ impl Kernel {
 pub struct Run {
     /// What it boots, and jumps into.
     pub kernel: Kernel,
-    /// The commands of stage 1 and 2, as words.
+    /// The commands of the first boot's stage and of every later one's, as words.
     pub stages: [Option<Vec<String>>; 2],
     /// Files for the guest, beside lu.
     pub includes: Vec<Include>,
@@ -100,8 +108,8 @@ pub struct Run {
     pub append: String,
     /// How long it may take.
     pub limit: Duration,
-    /// Stage 1 only, and no kexec.
-    pub single_boot: bool,
+    /// How many kexecs, one after the other, with a stage in each boot; at most [`KEXECS_AT_MOST`].
+    pub kexecs: usize,
     /// `lu run` beside the stages, with these arguments more; a report and a trace at the end.
     pub lu: Option<Vec<String>>,
     /// The trace, which takes its time where there are many events.
@@ -157,7 +165,7 @@ impl Run {
             memory: MEMORY.into(),
             append: String::new(),
             limit: LIMIT,
-            single_boot: false,
+            kexecs: 1,
             lu: Some(Vec::new()),
             with_trace: true,
             patches_busy_code: false,
@@ -208,13 +216,14 @@ impl Run {
     fn attempt(&self, accelerator: Accelerator) -> Result<Attempt> {
         fs::create_dir_all(&self.out)
             .with_context(|| format!("cannot create {}", self.out.display()))?;
-        for name in LEFT {
+        let by_boot = (1..=KEXECS_AT_MOST + 1).flat_map(left_by_boot);
+        for name in LEFT.into_iter().map(str::to_owned).chain(by_boot) {
             let _ = fs::remove_file(self.out.join(name));
         }
         let scratch = tempfile::Builder::new().prefix("lu-lab-").tempdir()?;
         let image = self.image(scratch.path(), false)?;
         let start = Instant::now();
-        let mut record = Record::new(start);
+        let mut record = Record::new(start, self.kexecs + 1);
         say(start, &format!("power-on, {}", accelerator.name()));
         let death = image.machine(self, accelerator).run(
             scratch.path(),
@@ -265,6 +274,11 @@ impl Run {
 
     fn image(&self, scratch: &Path, shell: bool) -> Result<Image> {
         ensure!(
+            self.kexecs <= KEXECS_AT_MOST,
+            "{} kexecs in a row are more than {KEXECS_AT_MOST}",
+            self.kexecs
+        );
+        ensure!(
             !self.memory.is_empty() && !self.memory.contains(','),
             "{:?} is no amount of memory",
             self.memory
@@ -290,7 +304,7 @@ impl Run {
         let plan = Plan {
             modules,
             stages: self.stages.clone(),
-            single_boot: self.single_boot,
+            kexecs: self.kexecs,
             lu: self.lu.clone(),
             with_trace: self.with_trace,
             shell,
@@ -298,7 +312,9 @@ impl Run {
         let image = Image {
             initramfs: scratch.join("initramfs"),
             disk_in: scratch.join("in"),
-            disks_out: DISKS_OUT.map(|name| scratch.join(name)),
+            disks_out: (1..=self.kexecs + 1)
+                .map(|boot| scratch.join(format!("out{boot}")))
+                .collect(),
         };
         image::initramfs(
             &image.initramfs,
@@ -366,7 +382,7 @@ enum Attempt {
 struct Image {
     initramfs: PathBuf,
     disk_in: PathBuf,
-    disks_out: [PathBuf; 2],
+    disks_out: Vec<PathBuf>,
 }
 
 impl Image {
@@ -378,7 +394,7 @@ impl Image {
             initramfs: &self.initramfs,
             append: &run.append,
             disk_in: &self.disk_in,
-            disks_out: self.disks_out.clone(),
+            disks_out: &self.disks_out,
         }
     }
 }
@@ -388,7 +404,8 @@ struct Record {
     start: Instant,
     steps: Vec<Value>,
     releases: Vec<String>,
-    stages: [StageEnd; 2],
+    /// One for each boot that there is to be.
+    stages: Vec<StageEnd>,
     /// Failures in the guest.
     failures: Vec<String>,
     /// Why init gave up, where that is the lab's fault.
@@ -398,12 +415,12 @@ struct Record {
 }
 
 impl Record {
-    fn new(start: Instant) -> Self {
+    fn new(start: Instant, boots: usize) -> Self {
         Self {
             start,
             steps: Vec::new(),
             releases: Vec::new(),
-            stages: [StageEnd::NotRun; 2],
+            stages: vec![StageEnd::NotRun; boots],
             failures: Vec::new(),
             broken: None,
             lu: Vec::new(),
@@ -419,8 +436,9 @@ impl Record {
             Step::Booted { boot, release } => {
                 self.releases.push(release.clone());
                 // A stage whose end was not told has made the jump itself.
-                if *boot == 2 && self.stages[0] == StageEnd::Cut {
-                    self.stages[0] = StageEnd::Jumped;
+                let before = boot.checked_sub(2).and_then(|n| self.stages.get_mut(n));
+                if let Some(stage) = before.filter(|stage| **stage == StageEnd::Cut) {
+                    *stage = StageEnd::Jumped;
                 }
             }
             Step::Started { stage } => self.set(*stage, StageEnd::Cut),
@@ -456,7 +474,7 @@ impl Record {
         let stopped = !self.failures.is_empty();
         for (command, text) in &self.lu {
             // A single boot, or a stage that failed, need not have made a live update to report.
-            if command == "run" || !(run.single_boot || stopped) {
+            if command == "run" || !(run.kexecs == 0 || stopped) {
                 self.failures.push(text.clone());
             } else {
                 sh::say(&format!("lab: {text}"));
@@ -502,7 +520,7 @@ mod unit {
     use super::*;
 
     fn after(steps: &[Step]) -> Record {
-        let mut record = Record::new(Instant::now());
+        let mut record = Record::new(Instant::now(), 3);
         for step in steps {
             record.take(step);
         }
@@ -522,7 +540,10 @@ mod unit {
         assert_eq!(after(&[booted(1), started]).stages[0], StageEnd::Cut);
         let started = Step::Started { stage: 1 };
         let jumped = after(&[booted(1), started, booted(2)]);
-        assert_eq!(jumped.stages, [StageEnd::Jumped, StageEnd::NotRun]);
+        assert_eq!(
+            jumped.stages,
+            [StageEnd::Jumped, StageEnd::NotRun, StageEnd::NotRun]
+        );
         assert!(jumped.failures.is_empty());
         assert_eq!(jumped.releases.len(), 2);
     }
@@ -546,7 +567,7 @@ mod unit {
         };
         assert_eq!(failures(&run, "report"), 1);
         assert_eq!(failures(&run, "run"), 1);
-        run.single_boot = true;
+        run.kexecs = 0;
         assert_eq!(failures(&run, "report"), 0);
         assert_eq!(failures(&run, "run"), 1);
     }

@@ -5,10 +5,13 @@ use serde::{Deserialize, Serialize};
 /// Where the plan is in the initramfs.
 pub const PLAN: &str = "/lab.json";
 
-/// The serial numbers of the disks: the files for the guest, and what each boot brings out.
+/// The serial number of the disk with the files for the guest.
 pub const DISK_IN: &str = "lu-in";
-/// See [`DISK_IN`].
-pub const DISKS_OUT: [&str; 2] = ["lu-out1", "lu-out2"];
+
+/// The serial number of the disk for what a boot, counted from 1, brings out.
+pub fn disk_out(boot: usize) -> String {
+    format!("lu-out{boot}")
+}
 
 /// Where, on the disk for the guest, the kernel and the initramfs are that kexec loads.
 pub const KERNEL: &str = "boot/kernel";
@@ -20,10 +23,11 @@ pub const INITRD: &str = "boot/initrd";
 pub struct Plan {
     /// Kernel modules in the initramfs, in the order of loading.
     pub modules: Vec<String>,
-    /// The commands of stage 1 and 2; without one the stage is left out.
+    /// The command of the first boot's stage, and that of every later one's; without one the stage is left
+    /// out.
     pub stages: [Option<Vec<String>>; 2],
-    /// Stage 1 only, and no kexec.
-    pub single_boot: bool,
+    /// How many kexecs there are in a row: one boot more.
+    pub kexecs: usize,
     /// Run `lu run` beside the stages, with these arguments more, and report at the end.
     pub lu: Option<Vec<String>>,
     /// Write the trace too, which takes its time where there are many events.
@@ -55,7 +59,7 @@ impl Status {
 pub enum Step {
     /// A kernel is up, and the files are in place.
     Booted {
-        /// 1, or 2 after the kexec.
+        /// Which, counted from 1.
         boot: usize,
         /// `uname -r`.
         release: String,
@@ -69,12 +73,12 @@ pub enum Step {
     },
     /// A stage's command runs.
     Started {
-        /// 1 or 2.
+        /// The boot's number.
         stage: usize,
     },
     /// A stage's command has ended.
     Ended {
-        /// 1 or 2.
+        /// The boot's number.
         stage: usize,
         /// How.
         status: Status,

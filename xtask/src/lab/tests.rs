@@ -6,7 +6,7 @@ use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
 use super::selftests::{self, Tap};
-use super::{Include, Kernel, Outcome, Run, kernel, observe};
+use super::{Include, Kernel, Outcome, Run, canary, kernel, observe};
 use crate::{setup, sh};
 
 /// One test.
@@ -18,10 +18,14 @@ pub struct Test {
 }
 
 /// All of them.
-pub const ALL: [Test; 9] = [
+pub const ALL: [Test; 10] = [
     Test {
         name: "lab: a live update across a real kexec",
         run: live_update,
+    },
+    Test {
+        name: "lab: lu and a canary agree on how long the machine was dark, in three kexecs in a row",
+        run: canary_agrees,
     },
     Test {
         name: "lab: the kernel's own selftests",
@@ -139,6 +143,15 @@ fn live_update() -> Result<()> {
     Ok(())
 }
 
+fn canary_agrees() -> Result<()> {
+    let jumps = canary::chain(3, folder("canary"))?;
+    ensure!(
+        jumps.len() == 3 && jumps.iter().all(canary::Jump::agrees),
+        "lu and the canary do not agree: {jumps:#?}"
+    );
+    Ok(())
+}
+
 pub(super) fn report_of(outcome: &Outcome) -> Result<Value> {
     serde_json::from_str(&outcome.read("report.json")?)
         .context("report.json is not one JSON document")
@@ -253,7 +266,7 @@ fn with_selftest(name: &str, program: &str) -> Result<Run> {
 fn single_boot_selftests() -> Result<()> {
     let mut run = with_selftest("selftests", "liveupdate")?;
     run.stages[0] = Some(vec!["liveupdate".into()]);
-    run.single_boot = true;
+    run.kexecs = 0;
     let outcome = passed(&run)?;
     check_selftests(&outcome.read("stage1.out")?)?;
     let report = report_of(&outcome)?;
@@ -376,7 +389,7 @@ fn contention() -> Result<()> {
         .push(Include::program(&crate::build::lu_static()?)?);
     run.stages[0] = Some(["contend", "lu", "3"].map(str::to_owned).to_vec());
     run.patches_busy_code = true;
-    run.single_boot = true;
+    run.kexecs = 0;
     run.lu = None;
     let outcome = passed(&run)?;
     let seen: Value = serde_json::from_str(&outcome.read("stage1.out")?)?;
@@ -413,7 +426,7 @@ fn said_by(mut run: Run, command: &[&str]) -> Result<(i64, Value)> {
     run.includes
         .push(Include::program(&crate::build::lu_static()?)?);
     run.stages[0] = Some(command.iter().map(|&word| word.to_owned()).collect());
-    run.single_boot = true;
+    run.kexecs = 0;
     run.lu = None;
     setup::ensure(setup::For::Lab)?;
     let outcome = run.start()?;
@@ -476,7 +489,7 @@ fn debian_cloud() -> Result<()> {
     run.includes
         .push(Include::program(&crate::build::static_example("demo")?)?);
     run.stages[0] = Some(["lu", "emulate", "--", "demo"].map(str::to_owned).to_vec());
-    run.single_boot = true;
+    run.kexecs = 0;
     let outcome = passed(&run)?;
     let said = outcome.read("lu-run-1.err")?;
     ensure!(

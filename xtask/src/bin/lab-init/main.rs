@@ -22,10 +22,10 @@ use nix::sys::signal::Signal;
 
 use outbox::Outbox;
 use programs::Programs;
-use protocol::{DISK_IN, DISKS_OUT, INITRD, KERNEL, PLAN, Plan, Status, Step};
+use protocol::{DISK_IN, INITRD, KERNEL, PLAN, Plan, Status, Step, disk_out};
 
-/// The kernel parameter by which init knows that it runs in the second kernel.
-const SECOND_BOOT: &str = "lu_lab.boot=2";
+/// The kernel parameter by which init knows which boot it is in; without it in the first.
+const BOOT: &str = "lu_lab.boot=";
 
 /// How often is looked whether what is waited for has come.
 const TICK: Duration = Duration::from_millis(10);
@@ -90,7 +90,7 @@ fn tell_on_port(step: &Step) -> Result<()> {
 
 struct Guest {
     plan: Plan,
-    /// 1, or 2 after the kexec.
+    /// Which boot it is, counted from 1.
     boot: usize,
     programs: Programs,
     outbox: Outbox,
@@ -108,11 +108,14 @@ impl Guest {
         for module in &plan.modules {
             system::load_module(Path::new(module)).with_context(|| format!("module {module}"))?;
         }
-        let second = fs::read_to_string("/proc/cmdline")?
+        let boot = match fs::read_to_string("/proc/cmdline")?
             .split_whitespace()
-            .any(|word| word == SECOND_BOOT);
-        let boot = if second { 2 } else { 1 };
-        let disk = system::disk(DISKS_OUT[boot - 1])?;
+            .find_map(|word| word.strip_prefix(BOOT))
+        {
+            Some(number) => number.parse().context(BOOT)?,
+            None => 1,
+        };
+        let disk = system::disk(&disk_out(boot))?;
         fs::create_dir_all(outbox::FOLDER)?;
         Ok(Self {
             plan,
@@ -123,7 +126,7 @@ impl Guest {
     }
 
     fn run(&mut self) -> Result<()> {
-        let jumps = self.boot == 1 && !self.plan.single_boot;
+        let jumps = self.boot <= self.plan.kexecs;
         system::unpack(&system::disk(DISK_IN)?, |name| {
             jumps || !name.starts_with("boot")
         })
@@ -133,7 +136,7 @@ impl Guest {
             release: system::release()?,
         })?;
         if jumps {
-            Self::load().context("cannot load the kernel to jump into")?;
+            self.load().context("cannot load the kernel to jump into")?;
         }
         if self.plan.shell {
             return self.shell();
@@ -144,6 +147,10 @@ impl Guest {
         };
         let passed = self.stage()?;
         if jumps && passed {
+            if recorder.is_some() && self.boot > 1 {
+                // The last jump's, which the next kernel's journal will not have.
+                self.report("report", &format!("report-{}.json", self.boot))?;
+            }
             self.outbox.carry()?;
             tell_on_port(&Step::Jump)?;
             system::jump()?;
@@ -161,13 +168,17 @@ impl Guest {
     }
 
     /// Loads the kernel and this very initramfs for the next boot, then frees their room.
-    fn load() -> Result<()> {
+    fn load(&self) -> Result<()> {
         let command_line = fs::read_to_string("/proc/cmdline")?;
+        let inherited: Vec<&str> = command_line
+            .split_whitespace()
+            .filter(|word| !word.starts_with(BOOT))
+            .collect();
         let (kernel, initrd) = (Path::new("/").join(KERNEL), Path::new("/").join(INITRD));
         system::kexec_file_load(
             &kernel,
             &initrd,
-            &format!("{} {SECOND_BOOT}", command_line.trim_end()),
+            &format!("{} {BOOT}{}", inherited.join(" "), self.boot + 1),
         )?;
         fs::remove_file(kernel)?;
         fs::remove_file(initrd)?;
@@ -191,7 +202,7 @@ impl Guest {
     /// Runs this boot's stage, if it has one; whether it passed.
     fn stage(&mut self) -> Result<bool> {
         let stage = self.boot;
-        let Some(words) = self.plan.stages[stage - 1].take() else {
+        let Some(words) = self.plan.stages[usize::from(stage > 1)].take() else {
             return Ok(true);
         };
         let Some((program, arguments)) = words.split_first() else {
