@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
@@ -20,7 +21,7 @@ use super::watch::{Sink, Watch, tell};
 /// Watch live updates until stopped, and keep a journal of them.
 ///
 /// Each update that ends is told in a line on standard error. With the kernel's orchestrator what is seen is
-/// recorded in a memfd too, preserved in a session called lu-recorder, so that lu in the new kernel joins
+/// recorded in memory too, preserved in a session called lu-recorder, so that lu in the new kernel joins
 /// both halves of an update; the device is held for the moment of its creation alone.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  lu run\n  lu run --journal /tmp/lu --trace")]
@@ -31,7 +32,8 @@ pub struct Args {
     /// Print the events too, as `lu trace` does.
     #[arg(long)]
     trace: bool,
-    /// Memory for what is to survive the kexec; a record takes 128 bytes, and the oldest go first.
+    /// The most memory for what is to survive the kexec. It is taken as it is needed, a record takes some 20 bytes,
+    /// and the oldest go first.
     #[arg(long, value_name = "SIZE", default_value_t = ByteSize(recorder::SIZE))]
     recorder: ByteSize,
     #[command(flatten)]
@@ -101,7 +103,7 @@ impl Run {
     /// What the old kernel's lu recorded comes first, as far as the journal does not have it. It is finished
     /// only once it is in the journal.
     fn recover(&mut self) -> Result<()> {
-        let (session, recovered) = match recorder::recover() {
+        let (session, recovered) = match recorder::recover(&AtomicBool::new(false)) {
             Ok(None) => return Ok(()),
             Ok(Some(found)) => found,
             Err(error) => {
@@ -124,14 +126,7 @@ impl Run {
             .map(|update| update.number)
             .max()
             .unwrap_or(0);
-        let mut old = Vec::new();
-        if recovered.skipped > have {
-            let mut lost = Record::made(Kind::Lost, 0, [0; 64]);
-            lost.call.bytes = recovered.skipped - have;
-            old.push(lost);
-        }
-        let known = usize::try_from(have.saturating_sub(recovered.skipped)).unwrap_or(usize::MAX);
-        old.extend(recovered.records.get(known..).unwrap_or_default());
+        let mut old: Vec<Record> = recovered.behind(have).collect();
         old.push(recovered.last_beat);
         for record in &old {
             journal.append(record)?;
@@ -184,7 +179,11 @@ impl Sink for Run {
         let in_kernel = orchestrators.contains(&Orchestrator::Kernel);
         if in_kernel {
             self.recover()?;
-            match Recorder::create(self.journal.run(), self.recorder_size.as_u64()) {
+            match Recorder::create(
+                self.journal.run(),
+                self.recorder_size.as_u64(),
+                &AtomicBool::new(false),
+            ) {
                 Ok(recorder) => self.recorder = Some(recorder),
                 Err(error @ recorder::Error::Size(_)) => return Err(error.into()),
                 Err(error) => eprintln!(

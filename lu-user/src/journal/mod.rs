@@ -14,7 +14,9 @@ use lu_common::event::Record;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 pub mod clocks;
+mod packed;
 pub mod recorder;
+pub mod tape;
 
 use clocks::{boot_id, now_ns};
 

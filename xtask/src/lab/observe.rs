@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::{Include, Kernel, LIMIT, Run};
 use crate::sh;
 
-/// The stress example; the buffers are made for so many events at once.
+/// The stress example.
 pub fn stress(sessions: u64, files: u64, with_lu: bool, out: PathBuf) -> Result<Run> {
     let mut run = Run::new(Kernel::own()?, out);
     run.includes
@@ -24,11 +24,7 @@ pub fn stress(sessions: u64, files: u64, with_lu: bool, out: PathBuf) -> Result<
     run.memory = "4G".into();
     run.limit = 4 * LIMIT;
     run.with_trace = false;
-    run.lu = with_lu.then(|| {
-        ["--ring-buffer=64MiB", "--recorder=64MiB"]
-            .map(str::to_owned)
-            .to_vec()
-    });
+    run.lu = with_lu.then(Vec::new);
     Ok(run)
 }
 
