@@ -9,7 +9,7 @@ use bytesize::ByteSize;
 use lu_common::event::{Kind, Record};
 use lu_user::export::duration;
 use lu_user::journal::recorder::{self, Recorder};
-use lu_user::journal::{self, clocks};
+use lu_user::journal::{self, boot, clocks};
 use lu_user::orchestrator::Orchestrator;
 use lu_user::reboot_cpu::OffRebootCpu;
 use lu_user::timeline::{Outcome, Timeline};
@@ -195,6 +195,9 @@ impl Sink for Run {
             }
         }
         self.note(&clocks::kernel())?;
+        if let Some(handover) = boot::handover() {
+            self.note(&handover)?;
+        }
         let born = self.born;
         self.note(&born)?;
         self.note(&clocks::anchor())
