@@ -167,11 +167,13 @@ impl Run {
             record.call.bytes = lost;
             old.push(record);
         }
+        let known = old.len();
         let lacking = recovered
             .records
             .iter()
             .filter(|(number, _)| *number >= have);
         old.extend(lacking.map(|(_, record)| *record));
+        let joined = old.len() - known;
         old.push(recovered.last_beat);
         for record in &old {
             journal.append(record)?;
@@ -183,15 +185,16 @@ impl Run {
         journal.sync()?;
         // What comes now sorts behind it.
         self.journal.begin_anew()?;
-        eprintln!(
-            "lu: {} events from before, in {}{}",
-            recovered.records.len(),
-            shown(found.place),
-            match recovered.senseless {
-                0 => String::new(),
-                count => format!("; {count} that make no sense are left out"),
-            }
-        );
+        if joined > 0 || recovered.senseless > 0 {
+            eprintln!(
+                "lu: {joined} events from before, in {}{}",
+                shown(found.place),
+                match recovered.senseless {
+                    0 => String::new(),
+                    count => format!("; {count} that make no sense are left out"),
+                }
+            );
+        }
         let place = found.place;
         if let Err(error) = found.release() {
             eprintln!("lu: it stays in {}: {error}", shown(place));
@@ -211,6 +214,9 @@ impl Run {
             );
             match made {
                 Ok(recorder) => {
+                    if *place != Place::Session {
+                        eprintln!("lu: the flight recorder is in {}", shown(*place));
+                    }
                     self.recorder = Some(recorder);
                     return Ok(());
                 }
