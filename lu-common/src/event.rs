@@ -124,6 +124,8 @@ numbered! {
         /// Not from a hook: the last sign of life of a kernel that was replaced; its header's time is
         /// when the collector's thread last ran.
         LastBeat = 253, "last_beat";
+        /// Not from a hook: what the running kernel tells of the kexec that it came from, see [`Handover`].
+        Handover = 254, "handover";
         /// Not from a hook: the collector found that records were lost; the count is in [`Call::bytes`].
         Lost = 255, "lost";
     }
@@ -281,6 +283,21 @@ pub struct Anchor {
     pub tick_ns: u64,
 }
 
+/// What a kernel tells of the kexec that it came from: the payload of a [`Kind::Handover`] record.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Handover {
+    /// How many live updates there were since power-on, by the orchestrator's count; 0 if that is unknown.
+    pub updates: u64,
+    /// How many kexecs there were since power-on; 0 if that is unknown.
+    pub kexecs: u32,
+    /// 0.
+    pub padding: u32,
+    /// The release of the kernel before, padded with NUL, its end cut off where it is longer; nothing but NUL if
+    /// it is unknown.
+    pub release: [u8; 48],
+}
+
 /// Bits of [`Header::flags`].
 pub mod flags {
     /// The record was made at the function's return: `ret` and `dur_ns` hold.
@@ -405,6 +422,7 @@ const _: () = {
     assert!(size_of::<Header>() == 64);
     assert!(size_of::<Call>() == 64);
     assert!(size_of::<Anchor>() == 64);
+    assert!(size_of::<Handover>() == 64);
     assert!(size_of::<Record>() == 128);
     assert!(offset_of!(Header, kind) == 44);
     assert!(offset_of!(Header, comm) == 48);
@@ -452,7 +470,7 @@ impl Record {
     pub fn is_from_hook(&self) -> bool {
         !matches!(
             self.kind(),
-            Some(Kind::Lost | Kind::Kernel | Kind::Anchor | Kind::LastBeat)
+            Some(Kind::Lost | Kind::Kernel | Kind::Anchor | Kind::LastBeat | Kind::Handover)
         )
     }
 
@@ -601,6 +619,12 @@ impl Record {
     #[must_use]
     pub fn anchor(&self) -> Option<Anchor> {
         (self.kind() == Some(Kind::Anchor)).then(|| zerocopy::transmute!(self.call))
+    }
+
+    /// What the kernel tells of the kexec that it came from ([`Kind::Handover`]).
+    #[must_use]
+    pub fn handover(&self) -> Option<Handover> {
+        (self.kind() == Some(Kind::Handover)).then(|| zerocopy::transmute!(self.call))
     }
 
     /// A record that user space makes, with its payload as bytes.

@@ -35,6 +35,15 @@ impl Memory {
         MmapOptions::new().map_raw(file).map(Self)
     }
 
+    /// The same for `bytes` of it from `offset` on, which is that of a page.
+    pub fn map_part(file: &impl AsRawFd, offset: u64, bytes: usize) -> io::Result<Self> {
+        MmapOptions::new()
+            .offset(offset)
+            .len(bytes)
+            .map_raw(file)
+            .map(Self)
+    }
+
     /// A memfd of `bytes` zeros, and its mapping. Each page is there from the start: nobody waits for memory
     /// later.
     pub fn create(name: &str, bytes: u64) -> io::Result<(File, Self)> {

@@ -1,6 +1,8 @@
 //! The timeline fed with events: what it makes of updates that end well, badly, or unseen.
 
-use lu_common::event::{Anchor, FileKind, Kind, Record, SessionName, flags, known, session_id};
+use lu_common::event::{
+    Anchor, FileKind, Handover, Kind, Record, SessionName, flags, known, session_id,
+};
 use lu_common::uapi::v3;
 use lu_user::export::{Report, waterfall};
 use lu_user::timeline::clock::Clock;
@@ -707,6 +709,55 @@ fn without_a_canary_or_a_last_beat_its_darkness_is_unknown() {
     story.anchor(NEW, 1_000_000_000, counter, 0);
     story.restored("lu-canary", &[1]);
     assert_eq!(story.update().canary(), None);
+}
+
+fn handover(release: &str, kexecs: u32, updates: u64) -> Record {
+    let mut handover = Handover {
+        updates,
+        kexecs,
+        padding: 0,
+        release: [0; 48],
+    };
+    handover.release[..release.len()].copy_from_slice(release.as_bytes());
+    Record::made(Kind::Handover, 1, zerocopy::transmute!(handover))
+}
+
+#[test]
+fn what_the_new_kernel_says_of_the_kexec_belongs_to_the_update_that_came_through_it() {
+    let mut story = Kernels::new();
+    story.preserved("a", &[1]);
+    story.reboot(7, None);
+    story.frozen(&["a"], 0);
+    assert_eq!(story.update().handover, None);
+    story.0.timeline.push(&handover("7.3.4", 2, 0));
+    story.jumped();
+    story.preserved("b", &[1]);
+    story.restored("a", &[1]);
+    let told = story.update().handover.clone().expect("told");
+    assert_eq!(told.exec_from.as_deref(), Some("7.3.4"));
+    // A kernel that counts no live updates does not say that there was none.
+    assert_eq!((told.kexecs, told.liveupdate_number), (Some(2), None));
+    // The one that is being made ready has not come through any.
+    let next = story.0.timeline.updates().next_back().expect("another");
+    assert_eq!((next.number, next.handover.as_ref()), (2, None));
+}
+
+#[test]
+fn the_kernel_before_is_known_also_where_lu_did_not_watch_it() {
+    let mut timeline = Story::new();
+    let release = padded("7.3.5");
+    timeline
+        .timeline
+        .push(&Record::made(Kind::Kernel, 1, release));
+    timeline.timeline.push(&handover("7.3.4", 1, 1));
+    let mut story = Kernels(timeline);
+    story.restored("a", &[1]);
+    assert_eq!(story.update().kernels, ["7.3.4", "7.3.5"]);
+    let text = waterfall(&Report::from(story.update()), 100);
+    assert!(
+        text.contains("kexec 1, live update 1 since power-on"),
+        "{text}"
+    );
 }
 
 #[test]

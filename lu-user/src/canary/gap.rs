@@ -70,7 +70,8 @@ pub fn gap(before: &Life, first: &Beat, after: &Life) -> Option<Gap> {
     let Some(crossing) = crossing(before, after)? else {
         return Some(Gap {
             ns: first.monotonic_ns.checked_sub(last.monotonic_ns)?,
-            uncertainty_ns: Some(0),
+            // Both ends are read to the nanosecond.
+            uncertainty_ns: Some(2),
             clock: Clock::Monotonic,
             realtime_ns,
             old_hz: None,

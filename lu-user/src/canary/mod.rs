@@ -26,6 +26,7 @@ use crate::client;
 use crate::client::sessions::{Device, Session};
 use crate::emulate::DEVICE;
 use crate::journal::clocks;
+use crate::journal::counter::counter;
 use crate::preserved::{Memory, patiently};
 use crate::reboot_cpu::OffRebootCpu;
 
@@ -55,7 +56,7 @@ const VERSION: u64 = 1;
 pub struct Beat {
     /// Which one, counted from 0 over all kernels.
     pub number: u64,
-    /// The CPU's counter; 0 where it is no clock.
+    /// The CPU's counter, whether it is a clock or not.
     pub counter: u64,
     /// `CLOCK_MONOTONIC`, in nanoseconds.
     pub monotonic_ns: u64,
@@ -67,7 +68,7 @@ impl Beat {
     fn now() -> Self {
         Self {
             number: 0,
-            counter: clocks::counter(),
+            counter: counter(),
             monotonic_ns: clocks::now_ns(),
             realtime_ns: clocks::realtime_ns(),
         }

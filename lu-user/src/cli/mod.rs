@@ -27,6 +27,7 @@ use clap::{Parser, Subcommand};
                   lu trace                          a line for each event, until Ctrl-C\n  \
                   lu run --journal /var/lib/lu      record live updates\n  \
                   lu report --journal /var/lib/lu   the last one, as a waterfall\n  \
+                  lu canary                         before and after a kexec: how long a workload is dark\n  \
                   lu emulate -- ./my-vmm            a program with an orchestrator of its own"
 )]
 struct Lu {

@@ -9,8 +9,8 @@ use anyhow::Result;
 use bytesize::ByteSize;
 use lu_common::event::{Kind, Record};
 use lu_user::export::duration;
-use lu_user::journal::recorder::{self, Recorder};
-use lu_user::journal::{self, clocks};
+use lu_user::journal::recorder::{self, Found, Place, Recorder};
+use lu_user::journal::{self, boot, clocks};
 use lu_user::orchestrator::Orchestrator;
 use lu_user::reboot_cpu::OffRebootCpu;
 use lu_user::timeline::{Outcome, Timeline};
@@ -36,8 +36,35 @@ pub struct Args {
     /// and the oldest go first.
     #[arg(long, value_name = "SIZE", default_value_t = ByteSize(recorder::SIZE))]
     recorder: ByteSize,
+    /// Where that memory is. A service manager's store survives lu's end, but only some take it over a kexec;
+    /// a file is there again as far as it has reached the disk.
+    #[arg(long, value_name = "PLACE", default_value = "auto")]
+    recorder_in: RecorderIn,
     #[command(flatten)]
     watch: Watch,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum RecorderIn {
+    /// The first of these that can be had.
+    Auto,
+    /// A preserved session, lu-recorder.
+    Session,
+    /// The service manager's store of descriptors.
+    Store,
+    /// A file in the journal's folder.
+    File,
+}
+
+impl RecorderIn {
+    const fn places(self) -> &'static [Place] {
+        match self {
+            Self::Auto => &[Place::Session, Place::Store, Place::File],
+            Self::Session => &[Place::Session],
+            Self::Store => &[Place::Store],
+            Self::File => &[Place::File],
+        }
+    }
 }
 
 impl Args {
@@ -48,6 +75,7 @@ impl Args {
             journal: journal::Writer::create(&self.journal)?,
             recorder: None,
             recorder_size: self.recorder,
+            recorder_in: self.recorder_in,
             timeline: Timeline::new(),
             told: 0,
             printer: self.trace.then(|| Printer::new(false)),
@@ -80,6 +108,7 @@ struct Run {
     journal: journal::Writer,
     recorder: Option<Recorder>,
     recorder_size: ByteSize,
+    recorder_in: RecorderIn,
     timeline: Timeline,
     /// The last update whose end was told.
     told: u64,
@@ -100,19 +129,8 @@ struct Urgent {
 }
 
 impl Run {
-    /// What the old kernel's lu recorded comes first, as far as the journal does not have it. It is finished
-    /// only once it is in the journal.
-    fn recover(&mut self) -> Result<()> {
-        let (session, recovered) = match recorder::recover(&AtomicBool::new(false)) {
-            Ok(None) => return Ok(()),
-            Ok(Some(found)) => found,
-            Err(error) => {
-                eprintln!("lu: what was recorded before the kexec is lost: {error}");
-                return Ok(());
-            }
-        };
-        let have = journal::count(&self.folder, recovered.run)?;
-        let mut journal = journal::Writer::go_on(&self.folder, recovered.run)?;
+    /// What the journal has comes before what was recorded.
+    fn replay(&mut self) {
         if let Err(error) = journal::replay(&self.folder, |record| self.timeline.push(record)) {
             eprintln!(
                 "lu: the journal cannot be read, so what was before the recorder is missing: {error}"
@@ -126,7 +144,25 @@ impl Run {
             .map(|update| update.number)
             .max()
             .unwrap_or(0);
+    }
+
+    /// What an earlier lu recorded comes first, as far as the journal does not have it. It is let go only once
+    /// it is in the journal.
+    fn recover(&mut self, found: Found) -> Result<()> {
+        let recovered = match &found.contents {
+            Ok(recovered) => recovered,
+            Err(error) => {
+                eprintln!(
+                    "lu: what was recorded in {} is lost: {error}",
+                    shown(found.place)
+                );
+                return Ok(());
+            }
+        };
+        let have = journal::count(&self.folder, recovered.run)?;
+        let mut journal = journal::Writer::go_on(&self.folder, recovered.run)?;
         let mut old: Vec<Record> = recovered.behind(have).collect();
+        let joined = old.iter().filter(|record| record.lost().is_none()).count();
         old.push(recovered.last_beat);
         for record in &old {
             journal.append(record)?;
@@ -138,12 +174,48 @@ impl Run {
         journal.sync()?;
         // What comes now sorts behind it.
         self.journal.begin_anew()?;
-        if let Err(error) = session.finish() {
-            eprintln!("lu: session lu-recorder stays as it is until the next kexec: {error}");
+        if joined > 0 || recovered.senseless > 0 {
+            eprintln!(
+                "lu: {joined} events from before, in {}{}",
+                shown(found.place),
+                match recovered.senseless {
+                    0 => String::new(),
+                    count => format!("; {count} that make no sense are left out"),
+                }
+            );
+        }
+        let place = found.place;
+        if let Err(error) = found.release() {
+            eprintln!("lu: it stays in {}: {error}", shown(place));
+        }
+        Ok(())
+    }
+
+    /// In the first place where it can be had.
+    fn begin_recorder(&mut self, stop: &AtomicBool) -> Result<()> {
+        for place in self.recorder_in.places() {
+            let made = Recorder::create(
+                *place,
+                self.journal.run(),
+                self.recorder_size.as_u64(),
+                &self.folder,
+                stop,
+            );
+            match made {
+                Ok(recorder) => {
+                    if *place != Place::Session {
+                        eprintln!("lu: the flight recorder is in {}", shown(*place));
+                    }
+                    self.recorder = Some(recorder);
+                    return Ok(());
+                }
+                Err(error @ recorder::Error::Size(_)) => return Err(error.into()),
+                Err(error) => eprintln!("lu: no flight recorder in {}: {error}", shown(*place)),
+            }
         }
         eprintln!(
-            "lu: {} events from before the kexec",
-            recovered.records.len()
+            "lu: what is seen from now on will not survive the kexec unless {} does",
+            self.folder.display()
         );
         Ok(())
     }
@@ -174,26 +246,30 @@ impl Run {
 }
 
 impl Sink for Run {
-    fn begin(&mut self, orchestrators: &[Orchestrator]) -> Result<()> {
+    fn begin(&mut self, orchestrators: &[Orchestrator], stop: &AtomicBool) -> Result<()> {
         // The emulated orchestrator's kexec ends its clients, not us.
         let in_kernel = orchestrators.contains(&Orchestrator::Kernel);
         if in_kernel {
-            self.recover()?;
-            match Recorder::create(
-                self.journal.run(),
-                self.recorder_size.as_u64(),
-                &AtomicBool::new(false),
-            ) {
-                Ok(recorder) => self.recorder = Some(recorder),
-                Err(error @ recorder::Error::Size(_)) => return Err(error.into()),
-                Err(error) => eprintln!(
-                    "lu: no flight recorder, so what is seen from now on will not survive the kexec \
-                     unless {} does: {error}",
-                    self.folder.display()
-                ),
+            let all = recorder::recover(&self.folder, stop);
+            if all.iter().flatten().any(|found| found.contents.is_ok()) {
+                self.replay();
             }
+            for found in all {
+                match found {
+                    Ok(found) => self.recover(found)?,
+                    Err(error) => {
+                        eprintln!(
+                            "lu: there may be a flight recorder that cannot be read: {error}"
+                        );
+                    }
+                }
+            }
+            self.begin_recorder(stop)?;
         }
         self.note(&clocks::kernel())?;
+        if let Some(handover) = boot::handover() {
+            self.note(&handover)?;
+        }
         let born = self.born;
         self.note(&born)?;
         self.note(&clocks::anchor())
@@ -274,5 +350,14 @@ impl Sink for Run {
             }
         }
         Ok(())
+    }
+}
+
+/// A place, for people.
+const fn shown(place: Place) -> &'static str {
+    match place {
+        Place::Session => "session lu-recorder",
+        Place::Store => "the service manager's store",
+        Place::File => "the journal's folder",
     }
 }

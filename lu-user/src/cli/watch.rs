@@ -1,6 +1,7 @@
 //! What `trace` and `run` share: attach, give up privileges, collect until told to stop.
 
 use std::fmt::Write as _;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -12,6 +13,8 @@ use lu_user::attach::{self, Attached, Detail, RING_BUFFER};
 use lu_user::collect::{Collector, Losses};
 use lu_user::orchestrator::{self, Orchestrator};
 use tokio::signal::unix::{SignalKind, signal};
+
+use super::stop;
 
 #[derive(clap::Args)]
 pub struct Watch {
@@ -40,7 +43,8 @@ const ASK_FOR_LOSSES: u32 = 4096;
 /// Where records go.
 pub trait Sink {
     /// The hooks are attached, nothing is collected yet, and every privilege is still there.
-    fn begin(&mut self, _orchestrators: &[Orchestrator]) -> Result<()> {
+    /// Where it has to wait it gives up once `_stop` is set.
+    fn begin(&mut self, _orchestrators: &[Orchestrator], _stop: &AtomicBool) -> Result<()> {
         Ok(())
     }
     /// One record, in order.
@@ -74,7 +78,8 @@ impl Watch {
     }
 
     async fn collect(&self, sink: &mut impl Sink) -> Result<Losses> {
-        // Before anybody is told that we are ready, and may end us.
+        // Before anybody is told that we are ready, and may end us. The flag is for where nobody awaits.
+        let stop = stop::on_signals()?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut hangup = signal(SignalKind::hangup())?;
@@ -92,7 +97,7 @@ impl Watch {
                 Detail::Calls
             },
         )?;
-        sink.begin(&orchestrators)?;
+        sink.begin(&orchestrators, &stop)?;
         say_coverage(&attached, &orchestrators);
         give_up_privileges()?;
         let mut collector = Collector::new(attached).context("cannot wait for events")?;
@@ -140,7 +145,7 @@ impl Watch {
                 tick.as_mut().reset(tokio::time::Instant::now() + pause);
             }
             let mut sweeps = 0_u32;
-            while sink.is_urgent() {
+            while sink.is_urgent() && !stop.load(Ordering::Relaxed) {
                 let mut failed = Ok(());
                 let each = |record: &Record| {
                     if failed.is_ok() {

@@ -9,7 +9,7 @@ use lu_common::uapi::Interface;
 use super::errno_name;
 use crate::timeline::clock::{Clock, Crossing};
 use crate::timeline::{
-    BlackoutStart, Darkness, FileOutcome, FileSpan, Outcome, Phase, PhaseName, Session,
+    BlackoutStart, Darkness, FileOutcome, FileSpan, Handover, Outcome, Phase, PhaseName, Session,
     SessionOutcome, Update,
 };
 
@@ -37,6 +37,9 @@ pub struct Report {
     pub phases: Vec<PhaseJson>,
     /// How the clocks of the two kernels lie to each other; null where there is one kernel.
     pub crossing: Option<CrossingJson>,
+    /// What the new kernel says of the kexec, whether lu watched the old one or not; null where it says nothing.
+    #[serde(default)]
+    pub handover: Option<Handover>,
     /// How long `lu canary` was dark, by what lu saw; null where there was none.
     #[serde(default)]
     pub canary: Option<CanaryJson>,
@@ -196,6 +199,7 @@ impl From<&Update> for Report {
             }),
             phases: update.phases().iter().map(PhaseJson::from).collect(),
             crossing: update.crossing.as_ref().map(CrossingJson::from),
+            handover: update.handover.clone(),
             canary: update.canary().map(CanaryJson::from),
             sessions: update.sessions.values().map(SessionJson::from).collect(),
             forgotten_sessions: update.forgotten_sessions,

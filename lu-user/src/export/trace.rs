@@ -7,7 +7,7 @@ use lu_common::uapi::{Interface, command_name, v3};
 use serde::Serialize;
 
 use super::{duration, errno_name, size};
-use crate::timeline::{Names, shown};
+use crate::timeline::{Handover, Names, shown};
 
 /// An event as JSON; unknown is null. The schema is stable: fields are added.
 #[derive(Debug, Serialize)]
@@ -64,6 +64,9 @@ pub struct TraceLine {
     /// The kernel that the lines from here on are from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub release: Option<String>,
+    /// What that kernel says of the kexec that it came from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub handover: Option<Handover>,
     /// The CPU's counter at `t_ns`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub counter: Option<u64>,
@@ -110,6 +113,7 @@ impl TraceLine {
             seq: hook.then_some(header.seq),
             lost: record.lost(),
             release: record.kernel_release().map(|release| shown(&release)),
+            handover: record.handover().map(Handover::from),
             counter: record.anchor().map(|anchor| anchor.counter),
             realtime_ns: record.anchor().map(|anchor| anchor.realtime_ns),
         }
@@ -133,7 +137,22 @@ pub fn line(record: &Record, names: &Names, origin_ns: u64) -> Option<String> {
     if let Some(release) = record.kernel_release() {
         return Some(format!("--- kernel {} ---", shown(&release)));
     }
+    if let Some(handover) = record.handover().map(Handover::from) {
+        return Some(came_from(&handover));
+    }
     Some(call(record, names, origin_ns))
+}
+
+fn came_from(handover: &Handover) -> String {
+    fn or_unknown(number: Option<impl ToString>) -> String {
+        number.map_or_else(|| "unknown".to_owned(), |number| number.to_string())
+    }
+    format!(
+        "--- from kernel {}, kexec {}, live update {} since power-on ---",
+        or_unknown(handover.exec_from.as_ref()),
+        or_unknown(handover.kexecs),
+        or_unknown(handover.liveupdate_number),
+    )
 }
 
 fn call(record: &Record, names: &Names, origin_ns: u64) -> String {

@@ -32,6 +32,17 @@ pub fn waterfall(report: &Report, columns: usize) -> String {
     if report.kernels.len() > 1 {
         let _ = writeln!(text, "kernel {}", report.kernels.join(" → "));
     }
+    if let Some(handover) = &report.handover {
+        let shown = |count: Option<u64>| {
+            count.map_or_else(|| "of unknown number".to_owned(), |count| count.to_string())
+        };
+        let _ = writeln!(
+            text,
+            "kexec {}, live update {} since power-on",
+            shown(handover.kexecs.map(u64::from)),
+            shown(handover.liveupdate_number),
+        );
+    }
     match &report.blackout {
         Some(blackout) => {
             let _ = writeln!(

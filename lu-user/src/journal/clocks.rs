@@ -1,23 +1,30 @@
 //! All clocks of the running kernel, read at one moment.
 
-use std::fs::{self, OpenOptions};
-use std::io::Read as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::fs;
 use std::sync::OnceLock;
 
 use lu_common::event::{Anchor, Kind, Record};
 use nix::time::{ClockId, clock_gettime};
 
+use super::boot::boot;
+use super::counter::{counter, is_clock};
+
 /// How often the clocks are read; the reading with the least spread counts.
 const TRIES: usize = 8;
 
-/// A [`Kind::Anchor`] record of now.
+/// The resolution of the kernel log's times, in nanoseconds.
+const LOG_TICK_NS: u64 = 1000;
+
+/// A [`Kind::Anchor`] record of now. It has no counter where the kernel does not take it for a clock.
 #[must_use]
 pub fn anchor() -> Record {
-    let (t_ns, anchor) = (0..TRIES)
+    let (t_ns, mut anchor) = (0..TRIES)
         .map(|_| read())
         .min_by_key(|(_, anchor)| anchor.spread_ns)
         .unwrap_or_default();
+    if !is_clock() {
+        anchor.counter = 0;
+    }
     Record::made(Kind::Anchor, t_ns, zerocopy::transmute!(anchor))
 }
 
@@ -57,44 +64,17 @@ fn read() -> (u64, Anchor) {
     let raw_ns = clock(ClockId::CLOCK_MONOTONIC_RAW);
     let realtime_ns = realtime_ns();
     let spread_ns = now_ns().saturating_sub(before);
-    let (init_ns, tick_ns) = init();
+    let init_ns = boot().init_ns;
     let anchor = Anchor {
         boot_id: boot_id(),
         counter,
         raw_ns,
         realtime_ns,
         spread_ns,
-        init_ns,
-        tick_ns,
+        init_ns: init_ns.unwrap_or(0),
+        tick_ns: init_ns.map_or(0, |_| LOG_TICK_NS),
     };
     (before + spread_ns / 2, anchor)
-}
-
-/// The CPU's counter: the one that a kexec does not reset.
-#[cfg(target_arch = "x86_64")]
-#[must_use]
-pub fn counter() -> u64 {
-    // SAFETY: the instruction has no preconditions in user space, unless the process gave it up by prctl.
-    unsafe { core::arch::x86_64::_rdtsc() }
-}
-
-/// The CPU's counter: the one that a kexec does not reset.
-#[cfg(target_arch = "aarch64")]
-#[must_use]
-pub fn counter() -> u64 {
-    let counter: u64;
-    // SAFETY: Linux lets user space read this register, and nothing else is touched.
-    unsafe {
-        core::arch::asm!("mrs {}, cntvct_el0", out(reg) counter, options(nomem, nostack));
-    }
-    counter
-}
-
-/// None is known here.
-#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-#[must_use]
-pub fn counter() -> u64 {
-    0
 }
 
 /// The running boot's id; 0 if it cannot be read.
@@ -110,60 +90,9 @@ pub fn boot_id() -> [u8; 16] {
     })
 }
 
-/// When the kernel handed over to user space, and the resolution of that, in nanoseconds: the kernel log's
-/// `Run /init as init process`. 0 where the log has lost it, or is not ours to read.
-fn init() -> (u64, u64) {
-    static INIT: OnceLock<(u64, u64)> = OnceLock::new();
-    *INIT.get_or_init(|| {
-        let log = OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_NONBLOCK)
-            .open("/dev/kmsg");
-        let Ok(mut log) = log else { return (0, 0) };
-        let mut line = [0; 8192];
-        let mut found = 0;
-        // One message each; EPIPE says that some were overwritten meanwhile.
-        loop {
-            match log.read(&mut line) {
-                Ok(0) => break,
-                Ok(length) => {
-                    let text = String::from_utf8_lossy(&line[..length]);
-                    if let Some(us) = begun(&text) {
-                        found = us * 1000;
-                        break;
-                    }
-                }
-                Err(error) if error.raw_os_error() == Some(libc::EPIPE) => {}
-                Err(_) => break,
-            }
-        }
-        (found, 1000)
-    })
-}
-
-/// The time of a message (`priority,number,µs,…;text`), if it is the one that tells that user space begins.
-fn begun(message: &str) -> Option<u64> {
-    let (head, text) = message.split_once(';')?;
-    let text = text.lines().next()?;
-    if !(text.starts_with("Run ") && text.ends_with(" as init process")) {
-        return None;
-    }
-    head.split(',').nth(2)?.parse().ok()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_message_by_which_user_space_begins_is_found() {
-        assert_eq!(
-            begun("6,1234,1517035,-;Run /init as init process\n"),
-            Some(1_517_035)
-        );
-        assert_eq!(begun("6,1234,1517035,-;Running /init\n"), None);
-        assert_eq!(begun("no message"), None);
-    }
 
     #[test]
     fn the_counter_and_the_clocks_go_forward() {

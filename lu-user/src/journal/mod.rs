@@ -13,7 +13,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use lu_common::event::Record;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+pub mod boot;
 pub mod clocks;
+pub mod counter;
 mod packed;
 pub mod recorder;
 pub mod tape;

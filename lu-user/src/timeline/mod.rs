@@ -5,6 +5,7 @@
 
 mod canary;
 pub mod clock;
+mod handover;
 mod names;
 mod update;
 
@@ -14,6 +15,7 @@ use lu_common::event::{Kind, Record};
 use lu_common::uapi::{Interface, errno, sessions, v3};
 
 pub use canary::{CANARY, Darkness};
+pub use handover::Handover;
 pub use names::{Names, shown};
 pub use update::{
     Blackout, BlackoutStart, Events, FileOutcome, FileSpan, Outcome, Phase, PhaseName, RECORDER,
@@ -38,6 +40,8 @@ pub struct Timeline {
     names: Names,
     axis: Axis,
     kernel: Option<String>,
+    /// What the kernel that runs says of the one before.
+    handover: Option<Handover>,
     last_number: u64,
     seen: u64,
     lost: u64,
@@ -133,7 +137,9 @@ impl Timeline {
             Kind::Name => self.names.push(record),
             Kind::Kernel => {
                 self.kernel = record.kernel_release().map(|release| shown(&release));
+                self.handover = None;
             }
+            Kind::Handover => self.handover = record.handover().map(Handover::from),
             Kind::Anchor => self.read_clocks(record),
             Kind::LastBeat => {
                 let t_ns = self.axis.at(record.header.t_ns);
@@ -185,6 +191,7 @@ impl Timeline {
                 self.hand_over(self.axis.at(0));
                 if let Some(update) = &mut self.incoming {
                     update.crossing = crossing;
+                    update.handover = self.handover.clone();
                     update.kernels.extend(self.kernel.clone());
                     if crossing.is_some() && anchor.init_ns > 0 {
                         update.booted_ns = Some(self.axis.at(anchor.init_ns));
@@ -247,6 +254,10 @@ impl Timeline {
             && !self.is_own(record);
         if of_the_past {
             let mut update = Update::beyond_kexec();
+            update.handover.clone_from(&self.handover);
+            let before = self.handover.as_ref().and_then(|h| h.exec_from.clone());
+            update.kernels.extend(before);
+            update.kernels.extend(self.kernel.clone());
             self.begin(&mut update, record);
             self.incoming = Some(update);
         }

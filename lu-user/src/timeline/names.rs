@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use lu_common::event::{Kind, Record, SessionName, session_id};
+use lu_common::event::{Kind, Record, session_id};
 
 /// How many names are remembered, of each sort. A machine that makes more of them than that sees ids for some.
 const REMEMBERED: usize = 1 << 21;
@@ -70,7 +70,7 @@ fn remember<T>(names: &mut HashMap<u64, T>, id: u64, name: T) {
 
 /// A text up to its first NUL, with nothing in it that a terminal would obey.
 #[must_use]
-pub fn shown(name: &SessionName) -> String {
+pub fn shown(name: &[u8]) -> String {
     let end = name
         .iter()
         .position(|byte| *byte == 0)

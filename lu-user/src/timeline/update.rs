@@ -6,6 +6,7 @@ use lu_common::event::{FileKind, Record};
 use lu_common::uapi::Interface;
 
 use super::clock::{Clock, Crossing};
+use super::handover::Handover;
 use super::names::named;
 
 /// The session in which lu itself hands over what it recorded. It is listed as any other, but it neither
@@ -259,6 +260,8 @@ pub struct Update {
     pub kernels: Vec<String>,
     /// How the clocks of the two kernels lie to each other.
     pub crossing: Option<Crossing>,
+    /// What the new kernel says of the kexec; `None` where it says nothing, or is not there yet.
+    pub handover: Option<Handover>,
     /// Whether the new kernel is running.
     pub(super) beyond_kexec: bool,
     /// The reboot(KEXEC) under way.

@@ -18,7 +18,7 @@ pub struct Test {
 }
 
 /// All of them.
-pub const ALL: [Test; 10] = [
+pub const ALL: [Test; 11] = [
     Test {
         name: "lab: a live update across a real kexec",
         run: live_update,
@@ -26,6 +26,10 @@ pub const ALL: [Test; 10] = [
     Test {
         name: "lab: lu and a canary agree on how long the machine was dark, in three kexecs in a row",
         run: canary_agrees,
+    },
+    Test {
+        name: "lab: what only calls itself a flight recorder is refused, and lu goes on",
+        run: impostor,
     },
     Test {
         name: "lab: the kernel's own selftests",
@@ -149,6 +153,44 @@ fn canary_agrees() -> Result<()> {
         jumps.len() == 3 && jumps.iter().all(canary::Jump::agrees),
         "lu and the canary do not agree: {jumps:#?}"
     );
+    Ok(())
+}
+
+/// Both kinds, one after the other. Only the last kernel's lu has to get along with each: the first one's would
+/// have taken the place itself.
+fn impostor() -> Result<()> {
+    for (kind, why) in [
+        ("random", "it begins otherwise"),
+        ("version", "another version wrote it"),
+    ] {
+        let mut run = Run::new(Kernel::own()?, folder(&format!("impostor-{kind}")));
+        run.includes
+            .push(Include::program(&crate::build::static_example(
+                "impostor",
+            )?)?);
+        run.includes
+            .push(Include::program(&crate::build::lu_static()?)?);
+        run.stages = [
+            vec!["impostor", kind],
+            vec!["lu", "run", "--journal=/lu/journal", "--for=1s", "--trace"],
+        ]
+        .map(|words| Some(words.into_iter().map(str::to_owned).collect()));
+        run.lu = None;
+        let outcome = passed(&run)?;
+        let said = outcome.read("stage2.err")?;
+        ensure!(
+            said.contains(why) && said.contains("hooks attached"),
+            "lu does not refuse an impostor, or does not go on:\n{said}"
+        );
+        // It has a recorder of its own then.
+        ensure!(!said.contains("no flight recorder in"), "{said}");
+        // The kernel before is known, though no lu ran there.
+        let trace = outcome.read("stage2.out")?;
+        ensure!(
+            trace.contains("--- from kernel ") && trace.contains(", kexec 1, live update 1 "),
+            "{trace}"
+        );
+    }
     Ok(())
 }
 
