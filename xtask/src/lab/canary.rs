@@ -39,6 +39,11 @@ pub struct Jump {
 }
 
 impl Jump {
+    /// By how much they differ on the end of the darkness, in nanoseconds.
+    pub fn end_difference_ns(&self) -> u64 {
+        (self.difference_ns - self.stop_difference_ns).unsigned_abs()
+    }
+
     /// Whether they agree.
     pub fn agrees(&self) -> bool {
         self.difference_ns.unsigned_abs() <= self.allowed_ns
