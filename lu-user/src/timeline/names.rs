@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use lu_common::event::{Record, SessionName, session_id};
+use lu_common::event::{Record, session_id};
 
 /// How many names are remembered. A machine that makes more of them than that sees ids for some.
 const REMEMBERED: usize = 1 << 20;
@@ -49,7 +49,7 @@ impl Names {
 
 /// A text up to its first NUL, with nothing in it that a terminal would obey.
 #[must_use]
-pub fn shown(name: &SessionName) -> String {
+pub fn shown(name: &[u8]) -> String {
     let end = name
         .iter()
         .position(|byte| *byte == 0)
