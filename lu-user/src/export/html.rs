@@ -282,7 +282,7 @@ fn draw(
                 @let (from, to) = (x(shade.start_ns), x(shade.start_ns.saturating_add(shade.ns)));
                 rect class="shade" x=(place(from)) y="2" width=(place(to - from)) height=(place(bottom - 2.0)) {}
                 @for edge in [from, to] {
-                    line class="edge" x1=(place(edge)) x2=(place(edge)) y1="2" y2=(place(bottom)) {}
+                    line class="edge" x1=(place(edge)) x2=(place(edge)) y1=(place(HEAD)) y2=(place(bottom)) {}
                 }
             }
             @for tick in ticks(whole) {
