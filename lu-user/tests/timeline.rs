@@ -4,11 +4,11 @@ use lu_common::event::{
     Anchor, FileKind, Handover, Kind, Record, SessionName, flags, known, session_id,
 };
 use lu_common::uapi::v3;
-use lu_user::export::{Report, waterfall};
+use lu_user::export::{AttentionJson, AttentionKind, Report, waterfall};
 use lu_user::timeline::clock::Clock;
 use lu_user::timeline::{
-    BlackoutStart, FileOutcome, FileSpan, Names, Outcome, PhaseName, SessionOutcome, Timeline,
-    Update,
+    BlackoutStart, FileOutcome, FileSpan, Names, Outcome, PartName, PhaseName, SessionOutcome,
+    Stretch, Timeline, Update,
 };
 use proptest::prelude::*;
 
@@ -84,7 +84,7 @@ impl Story {
     }
 
     fn rebooted(&mut self, tokens: &[u64]) -> &mut Self {
-        self.enter(Kind::Reboot);
+        self.enter(Kind::Kexec).enter(Kind::Reboot);
         for token in tokens {
             self.file(Kind::FileFreeze, *token, 0);
         }
@@ -98,6 +98,50 @@ impl Story {
     fn update(&self) -> &Update {
         self.timeline.latest().expect("an update")
     }
+}
+
+/// Known phases neither overlap nor leave gaps, and neither do the parts of the phases and of the blackout.
+fn tiles(update: &Update) {
+    let report = Report::from(update);
+    let sum = |all: Vec<Option<u64>>| all.into_iter().sum::<Option<u64>>();
+    let mut end = 0;
+    for phase in update.phases() {
+        if let Some((start, ns)) = phase.start_ns.zip(phase.ns) {
+            assert!(start >= end, "{phase:?} begins before {end}");
+            end = start + ns;
+        }
+        let parts = update.parts(&phase);
+        if let (false, Some(ns)) = (parts.is_empty(), sum(parts.iter().map(|p| p.ns).collect())) {
+            assert_eq!(Some(ns), phase.ns, "{phase:?}: {parts:?}");
+        }
+    }
+    let phases = sum(report.phases.iter().map(|phase| phase.ns).collect());
+    if let (Some(whole), Some(phases)) = (report.whole, phases) {
+        assert_eq!(whole.ns, phases, "{report:#?}");
+    }
+    if let Some(blackout) = &report.blackout
+        && let Some(parts) = sum(blackout.parts.iter().map(|part| part.ns).collect())
+    {
+        assert_eq!(blackout.ns, parts, "{report:#?}");
+    }
+}
+
+/// What a report says needs attention, each with its kind, its file, and how often.
+fn attention(update: &Update) -> Vec<(AttentionKind, Option<u64>, u64)> {
+    let report = Report::from(update);
+    let text = waterfall(&report, 100);
+    for one in &report.attention {
+        assert!(text.contains(&one.text), "{text}");
+    }
+    let short = |one: &AttentionJson| (one.kind, one.token, one.count);
+    report.attention.iter().map(short).collect()
+}
+
+/// The first of a kind.
+fn attention_of(update: &Update, kind: AttentionKind) -> AttentionJson {
+    let all = Report::from(update).attention;
+    let found = all.iter().find(|one| one.kind == kind);
+    found.unwrap_or_else(|| panic!("{all:#?}")).clone()
 }
 
 fn outcomes(update: &Update) -> Vec<(u64, FileOutcome)> {
@@ -124,11 +168,12 @@ fn a_finished_update_has_every_phase_and_the_blackout_from_freeze_to_last_restor
     assert_eq!(update.outcome, Outcome::Finished);
     assert!(update.emulated);
     let phases = update.phases();
+    tiles(update);
     assert_eq!(
         phases.iter().map(|phase| phase.name).collect::<Vec<_>>(),
         PhaseName::ALL
     );
-    assert!(phases.iter().all(lu_user::timeline::Phase::known));
+    assert!(phases.iter().all(Stretch::known));
     let start = |name: PhaseName| {
         let phase = phases.iter().find(|phase| phase.name == name);
         phase
@@ -205,7 +250,7 @@ fn a_failed_freeze_aborts_and_names_the_file() {
         .event(Kind::Kexec, -5);
     let update = story.update();
     assert_eq!(
-        (update.outcome, update.failed_freezes),
+        (update.outcome, update.troubles.failed_freezes),
         (Outcome::Aborted, 1)
     );
     assert_eq!(outcomes(update)[1], (2, FileOutcome::Failed));
@@ -250,13 +295,18 @@ fn what_happened_before_lu_was_there_is_unknown_and_not_zero() {
     assert_eq!(
         unknown,
         [
+            PhaseName::Preserve,
+            PhaseName::WaitPrepare,
             PhaseName::Prepare,
+            PhaseName::WaitReboot,
+            PhaseName::Reboot,
             PhaseName::Freeze,
             PhaseName::Shutdown,
-            PhaseName::Boot
+            PhaseName::Boot,
+            PhaseName::Userspace
         ]
     );
-    assert_eq!(file(update, 1).preserve_ns, None);
+    assert_eq!(file(update, 1).preserve, None);
     let text = waterfall(&Report::from(update), 100);
     assert!(text.contains("blackout unknown"), "{text}");
 }
@@ -315,8 +365,8 @@ fn a_callback_that_knows_only_the_file_is_told_by_its_token() {
     on(Kind::FileFreeze, 0xF12E, None);
     on(Kind::FileFreeze, 0xBAD, None);
     let update = story.update();
-    assert_eq!(file(update, 7).freeze_ns, None);
-    assert_eq!(file(update, 8).freeze_ns, Some(1_000));
+    assert_eq!(file(update, 7).freeze, None);
+    assert!(file(update, 8).freeze.is_some());
     assert_eq!(update.files().count(), 2);
 }
 
@@ -472,6 +522,51 @@ impl Kernels {
         self.anchor(NEW, 1_000_000_000, self.0.now + 5_000_000_000, 400_000_000);
     }
 
+    /// The kernel's way out, as far as the collector sees it: the last step does not come back.
+    fn shut_down(&mut self) {
+        for kind in [
+            Kind::RestartPrepare,
+            Kind::DeviceShutdown,
+            Kind::MigrateCpu,
+            Kind::SyscoreShutdown,
+            Kind::MachineShutdown,
+        ] {
+            self.step(kind, false);
+            if kind != Kind::MachineShutdown {
+                self.step(kind, true);
+            }
+        }
+    }
+
+    fn step(&mut self, kind: Kind, exit: bool) {
+        self.0.push(kind, 0, |record| {
+            record.header.flags = flags::SESSIONS | flags::TASK;
+            if exit {
+                // The return tells the entry again, and better.
+                record.header.t_ns -= 2_010;
+                record.header.flags |= flags::EXIT;
+            }
+        });
+    }
+
+    /// lu starts watching, in a kernel that it has not watched before or not all the time.
+    fn watch(&mut self) {
+        let release = *b"7.3.4\0";
+        let mut payload = [0; 64];
+        payload[..release.len()].copy_from_slice(&release);
+        let record = Record::made(Kind::Kernel, self.0.now, payload);
+        self.0.timeline.push(&record);
+    }
+
+    /// A call of another process.
+    fn by(&mut self, pid: u32, comm: &str, kind: Kind, ret: i32) {
+        self.0.push(kind, ret, |record| {
+            record.header.flags = flags::EXIT | flags::SESSIONS | flags::TASK;
+            record.header.pid = pid;
+            record.header.comm[..comm.len()].copy_from_slice(comm.as_bytes());
+        });
+    }
+
     fn call(&mut self, kind: Kind, name: &str, token: Option<u64>, ret: i32) {
         let name = padded(name);
         self.0
@@ -543,6 +638,7 @@ fn two_kernels_make_one_update_with_the_counter_as_its_clock() {
     let start = story.0.now;
     story.reboot(7, None);
     story.frozen(&["a", "b"], 0);
+    story.shut_down();
     let jump = story.0.now;
     story.jumped();
     story.restored("a", &[2, 1]);
@@ -567,12 +663,350 @@ fn two_kernels_make_one_update_with_the_counter_as_its_clock() {
         blackout.uncertainty_ns.is_some_and(|ns| ns < 1_000),
         "{blackout:?}"
     );
-    assert!(update.phases().iter().all(lu_user::timeline::Phase::known));
-    assert!(
-        update
-            .phases()
-            .iter()
-            .any(|phase| phase.name == PhaseName::Boot)
+    let report = Report::from(update);
+    assert!(report.phases.iter().all(|phase| phase.known));
+    let whole = report.whole.expect("known");
+    let sum: u64 = report.phases.iter().filter_map(|phase| phase.ns).sum();
+    assert_eq!(sum, whole.ns);
+    // The first session was finished while the second was still to be restored.
+    assert_eq!(
+        report.phases.iter().map(|p| p.name).collect::<Vec<_>>(),
+        [
+            PhaseName::Preserve,
+            PhaseName::WaitReboot,
+            PhaseName::Reboot,
+            PhaseName::Freeze,
+            PhaseName::Shutdown,
+            PhaseName::Boot,
+            PhaseName::Userspace,
+            PhaseName::Restore,
+            PhaseName::Finish,
+        ]
+    );
+    tiles(update);
+    let parts = report.blackout.expect("known").parts;
+    assert!(parts.is_sorted_by_key(|part| std::cmp::Reverse(part.ns)));
+    let percent: f64 = parts.iter().filter_map(|part| part.percent).sum();
+    assert!((percent - 100.0).abs() < 1e-6, "{parts:?}");
+    for part in PartName::ALL {
+        assert!(
+            parts.iter().any(|found| found.part == Some(*part)),
+            "{part:?} is not in {parts:?}"
+        );
+    }
+    // Nothing is seen from the last beat to the new kernel's clock, which began a second before the reading.
+    let unseen = report.unseen.expect("known");
+    assert_eq!((unseen.start_ns, unseen.ns), (jump, 4_000_000_000));
+    assert_eq!(report.boot_ids.len(), 2);
+    assert_eq!(report.boot_ids[0], "01010101-0101-0101-0101-010101010101");
+    assert_ne!(report.boot_ids[0], report.boot_ids[1]);
+    // In these kernels the clock of the day counts from the same moment as the counter.
+    assert_eq!(report.began_realtime_ns, Some(10_001_001_000));
+    assert_eq!(report.attention, []);
+}
+
+#[test]
+fn a_finish_before_the_last_restore_is_told_by_its_session_and_the_phases_still_tile() {
+    let mut story = Kernels::new();
+    story.preserved("a", &[1]);
+    story.preserved("b", &[1]);
+    story.reboot(7, None);
+    story.frozen(&["a", "b"], 0);
+    story.shut_down();
+    story.jumped();
+    story.call(Kind::SessionRetrieve, "a", None, 0);
+    story.call(Kind::Restore, "a", Some(1), 0);
+    let finish = story.0.now;
+    story.call(Kind::SessionFinish, "a", None, 0);
+    story.call(Kind::SessionRetrieve, "b", None, 0);
+    story.call(Kind::Restore, "b", Some(1), 0);
+    // All is restored, and one session is still to be finished.
+    tiles(story.update());
+    assert!(story.update().blackout().is_some());
+    story.call(Kind::SessionFinish, "b", None, 0);
+    tiles(story.update());
+    let report = Report::from(story.update());
+    let offset = report.sessions[0].finish_start_ns.expect("known");
+    let restore = report
+        .phases
+        .iter()
+        .find(|phase| phase.name == PhaseName::Restore)
+        .and_then(|phase| phase.start_ns);
+    assert_eq!(restore.map(|restore| offset - restore), Some(2_000));
+    assert!(finish > 0 && report.whole.is_some());
+}
+
+#[test]
+fn a_step_that_was_not_seen_leaves_its_parts_unknown_and_one_after_lus_end_is_in_the_jump() {
+    let mut story = Kernels::new();
+    story.preserved("a", &[1]);
+    story.reboot(7, None);
+    story.frozen(&["a"], 0);
+    story.step(Kind::RestartPrepare, false);
+    story.step(Kind::MigrateCpu, false);
+    story.jumped();
+    story.restored("a", &[1]);
+    tiles(story.update());
+    let phases = story.update().phases();
+    let shutdown = phases
+        .iter()
+        .find(|phase| phase.name == PhaseName::Shutdown)
+        .expect("it took place");
+    assert!(shutdown.known());
+    let parts: Vec<_> = story
+        .update()
+        .parts(shutdown)
+        .iter()
+        .map(|part| (part.name, part.known()))
+        .collect();
+    assert_eq!(
+        parts,
+        [
+            (PartName::Handover, true),
+            (PartName::Notifiers, false),
+            (PartName::DeviceShutdown, false),
+            (PartName::MigrateCpu, true),
+        ]
+    );
+}
+
+#[test]
+fn without_a_clock_across_the_kexec_nothing_beyond_it_has_a_place() {
+    let mut story = Kernels::new();
+    story.preserved("a", &[1]);
+    story.reboot(7, None);
+    story.frozen(&["a"], 0);
+    // Neither a counter nor a clock of the day that went forward.
+    story.anchor(NEW, 1_000_000_000, 0, 400_000_000);
+    story.restored("a", &[1]);
+    let report = Report::from(story.update());
+    assert_eq!(
+        (report.blackout, report.whole, report.unseen),
+        (None, None, None)
+    );
+    let restore = report.phases.iter().find(|p| p.name == PhaseName::Restore);
+    let restore = restore.expect("it was seen");
+    assert_eq!((restore.start_ns, restore.ns), (None, Some(1_000)));
+    assert_eq!(report.sessions[0].files[0].restore_start_ns, None);
+}
+
+#[test]
+fn an_error_that_sticks_to_a_token_is_told_with_how_often_it_was_tried() {
+    let mut story = Kernels::new();
+    story.preserved("a", &[1, 2]);
+    story.reboot(7, None);
+    story.frozen(&["a"], 0);
+    story.jumped();
+    story.call(Kind::SessionRetrieve, "a", None, 0);
+    story.call(Kind::Restore, "a", Some(1), 0);
+    for _ in 0..3 {
+        story.call(Kind::Restore, "a", Some(2), -5);
+    }
+    story.call(Kind::SessionFinish, "a", None, 0);
+    assert_eq!(
+        attention(story.update()),
+        [(AttentionKind::RestoreFailed, Some(2), 3)]
+    );
+    let one = attention_of(story.update(), AttentionKind::RestoreFailed);
+    assert_eq!(
+        (one.session.as_deref(), one.errno.as_deref()),
+        (Some("a"), Some("EIO"))
+    );
+    assert!(one.text.contains("sticks"), "{}", one.text);
+    assert_eq!(outcomes(story.update())[1], (2, FileOutcome::Failed));
+}
+
+#[test]
+fn a_session_whose_holder_ends_before_the_jump_is_told_with_who_it_was() {
+    let mut story = Kernels::new();
+    story.preserved("a", &[1]);
+    story.preserved("b", &[1, 2]);
+    let name = padded("b");
+    story.0.push(Kind::SessionUnpreserve, 0, |record| {
+        record.header.flags = flags::EXIT | flags::SESSIONS | flags::TASK;
+        record.header.pid = 77;
+        record.header.comm[..3].copy_from_slice(b"vmm");
+        record.call.session = session_id(&name);
+        record.call.known = known::SESSION;
+    });
+    story.reboot(7, None);
+    story.frozen(&["a"], 0);
+    story.jumped();
+    story.restored("a", &[1]);
+    assert_eq!(
+        attention(story.update()),
+        [(AttentionKind::Dropped, None, 2)]
+    );
+    let by = attention_of(story.update(), AttentionKind::Dropped)
+        .by
+        .expect("seen");
+    assert_eq!((by.pid, by.comm.as_str()), (77, "vmm"));
+    assert_eq!(story.update().outcome, Outcome::Finished);
+}
+
+#[test]
+fn a_session_that_is_closed_and_made_anew_needs_no_attention() {
+    let mut story = Kernels::new();
+    story.preserved("a", &[1]);
+    story.call(Kind::SessionUnpreserve, "a", None, 0);
+    story.preserved("a", &[2]);
+    assert_eq!(attention(story.update()), []);
+}
+
+#[test]
+fn a_zombie_session_ends_the_update_incomplete_and_the_blackout_is_known() {
+    let mut story = Kernels::new();
+    story.preserved("a", &[1]);
+    story.preserved("b", &[1]);
+    story.reboot(7, None);
+    story.frozen(&["a", "b"], 0);
+    story.jumped();
+    story.restored("a", &[1]);
+    story.call(Kind::SessionRetrieve, "b", None, 0);
+    story.call(Kind::Restore, "b", Some(1), 0);
+    story.call(Kind::SessionFinish, "b", None, -16);
+    assert_eq!(story.update().outcome, Outcome::InProgress);
+    story.call(Kind::SessionRelease, "b", None, -16);
+    let update = story.update();
+    assert_eq!(update.outcome, Outcome::Incomplete);
+    assert_eq!(sessions(update)[1], ("b", SessionOutcome::Stranded));
+    assert_eq!(attention(update), [(AttentionKind::Stranded, None, 1)]);
+    assert!(update.blackout().is_some() && update.whole().is_some());
+    tiles(update);
+}
+
+#[test]
+fn a_kexec_with_nothing_preserved_is_counted_and_is_no_update() {
+    let mut story = Kernels::new();
+    story.preserved("lu-recorder", &[1]);
+    story.reboot(7, None);
+    story.frozen(&["lu-recorder"], 0);
+    story.jumped();
+    story.restored("lu-recorder", &[1]);
+    assert_eq!(story.0.timeline.updates().count(), 0);
+    assert_eq!(story.0.timeline.plain_kexecs(), 1);
+    let mut story = Story::new();
+    story
+        .enter(Kind::Kexec)
+        .enter(Kind::Reboot)
+        .event(Kind::Reboot, 0);
+    story.enter(Kind::Jump).event(Kind::Boot, 0);
+    assert_eq!(story.timeline.updates().count(), 0);
+    assert_eq!(story.timeline.plain_kexecs(), 1);
+}
+
+#[test]
+fn two_updates_in_a_row_are_two_reports_that_each_tile() {
+    let mut story = Kernels::new();
+    let mut boots = vec![];
+    for (old, new) in [(OLD, NEW), (NEW, 3)] {
+        story.preserved("a", &[1]);
+        story.reboot(7, None);
+        story.frozen(&["a"], 0);
+        story.shut_down();
+        let beat = Record::made(Kind::LastBeat, story.0.now, [0; 64]);
+        story.0.timeline.push(&beat);
+        // A kernel's clock and its counter: the same distance all the time.
+        let counter = story.0.now + 5_000_000_000 + u64::from(old - OLD) * 20_000_000_000;
+        story.anchor(new, 1_000_000_000, counter, 400_000_000);
+        story.restored("a", &[1]);
+        story.anchor(new, 11_000_000_000, counter + 10_000_000_000, 0);
+        boots.push((old, new));
+    }
+    let updates: Vec<&Update> = story.0.timeline.updates().collect();
+    assert_eq!(updates.len(), boots.len());
+    for (update, (old, new)) in updates.iter().zip(boots) {
+        assert_eq!(update.outcome, Outcome::Finished);
+        assert_eq!(update.boot_ids, [[old; 16], [new; 16]]);
+        let report = Report::from(*update);
+        assert!(report.phases.iter().all(|phase| phase.known), "{report:#?}");
+        assert!(report.whole.is_some() && report.blackout.is_some());
+        tiles(update);
+    }
+    assert!(updates[0].began_ns < updates[1].began_ns);
+}
+
+#[test]
+fn a_lu_that_starts_late_in_the_new_kernel_says_so_and_guesses_nothing() {
+    let handed_over = || {
+        let mut story = Kernels::new();
+        story.watch();
+        story.preserved("a", &[1]);
+        story.reboot(7, None);
+        story.frozen(&["a"], 0);
+        let beat = Record::made(Kind::LastBeat, story.0.now, [0; 64]);
+        story.0.timeline.push(&beat);
+        let counter = story.0.now + 5_000_000_000;
+        story.0.now = 2_000_000_000;
+        story.watch();
+        story.anchor(NEW, 1_000_000_000, counter, 400_000_000);
+        story.anchor(NEW, 2_000_000_000, counter + 1_000_000_000, 0);
+        story
+    };
+    // The restores were over, and the session is still open.
+    let mut story = handed_over();
+    story.call(Kind::SessionFinish, "a", None, 0);
+    let update = story.update();
+    assert_eq!(update.outcome, Outcome::Finished);
+    assert_eq!(outcomes(update), [(1, FileOutcome::Unseen)]);
+    assert_eq!(update.blackout(), None);
+    let restore = update
+        .phases()
+        .into_iter()
+        .find(|p| p.name == PhaseName::Restore);
+    assert!(restore.is_some_and(|restore| !restore.known()));
+    tiles(update);
+    assert_eq!(attention(update), [(AttentionKind::Unwatched, None, 1)]);
+    let text = attention_of(update, AttentionKind::Unwatched).text;
+    assert!(text.contains("1.60 s after its first process"), "{text}");
+    // Everything was over: nobody knows more than that it was handed over.
+    let story = handed_over();
+    assert_eq!(outcomes(story.update()), [(1, FileOutcome::Frozen)]);
+    assert_eq!(
+        attention(story.update()),
+        [
+            (AttentionKind::Unretrieved, None, 1),
+            (AttentionKind::Unwatched, None, 1)
+        ]
+    );
+    // In time: what is not asked for is known not to have been.
+    let mut story = handed_over();
+    story.call(Kind::SessionRetrieve, "a", None, 0);
+    story.call(Kind::SessionFinish, "a", None, 0);
+    assert_eq!(
+        attention(story.update()),
+        [(AttentionKind::Unclaimed, Some(1), 1)]
+    );
+}
+
+#[test]
+fn a_refusal_names_who_held_the_device() {
+    let mut story = Kernels::new();
+    story.preserved("a", &[1]);
+    story.by(10, "holder", Kind::Open, 0);
+    story.by(20, "refused", Kind::Open, -16);
+    story.by(20, "refused", Kind::Open, -16);
+    story.by(10, "holder", Kind::Release, 0);
+    story.by(30, "unlucky", Kind::Open, -16);
+    let update = story.0.timeline.latest().expect("an update");
+    let all = Report::from(update).attention;
+    let names: Vec<_> = all
+        .iter()
+        .map(|one| {
+            let name = |caller: &Option<_>| {
+                let caller: &Option<lu_user::export::CallerJson> = caller;
+                caller.as_ref().map(|caller| caller.comm.clone())
+            };
+            (name(&one.holder), name(&one.by), one.count)
+        })
+        .collect();
+    let text = |text: &str| Some(text.to_owned());
+    assert_eq!(
+        names,
+        [
+            (None, text("unlucky"), 1),
+            (text("holder"), text("refused"), 2)
+        ]
     );
 }
 
@@ -605,10 +1039,40 @@ fn a_failed_freeze_can_be_tried_again() {
     story.restored("a", &[1]);
     let update = story.update();
     assert_eq!(
-        (update.outcome, update.failed_freezes),
+        (update.outcome, update.troubles.failed_freezes),
         (Outcome::Finished, 1)
     );
     assert_eq!(update.blackout().expect("known").start_ns, start);
+    assert_eq!(attention(update), [(AttentionKind::FreezeFailed, None, 1)]);
+    tiles(update);
+}
+
+#[test]
+fn a_freeze_that_fails_twice_names_the_file_and_that_a_later_attempt_went_through() {
+    let mut story = Kernels::new();
+    story.preserved("a", &[1, 7]);
+    for _ in 0..2 {
+        story.reboot(7, None);
+        story.call(Kind::FileFreeze, "a", Some(1), 0);
+        story.call(Kind::FileFreeze, "a", Some(7), -12);
+        story.frozen(&[], -12);
+        story.reboot(7, Some(-12));
+    }
+    assert_eq!(
+        attention(story.update()),
+        [(AttentionKind::FreezeFailed, Some(7), 2)]
+    );
+    story.reboot(7, None);
+    story.call(Kind::FileFreeze, "a", Some(1), 0);
+    story.call(Kind::FileFreeze, "a", Some(7), 0);
+    story.frozen(&["a"], 0);
+    story.jumped();
+    story.restored("a", &[1, 7]);
+    let one = attention_of(story.update(), AttentionKind::FreezeFailed);
+    assert_eq!((one.errno.as_deref(), one.count), (Some("ENOMEM"), 2));
+    assert!(one.text.contains("went through"), "{}", one.text);
+    assert_eq!(story.update().outcome, Outcome::Finished);
+    tiles(story.update());
 }
 
 #[test]
@@ -800,6 +1264,67 @@ proptest! {
             }
             let report = serde_json::to_value(Report::from(update)).expect("JSON");
             prop_assert!(report["sessions"].as_array().expect("sessions").len() <= 200);
+        }
+    }
+
+    /// Whatever happens in whatever order: known phases never overlap, and where all are known their sum is the
+    /// whole. The same for the parts of the blackout.
+    #[test]
+    fn phases_tile_whatever_happens(
+        steps in prop::collection::vec(
+            (0..22_usize, 0..3_u64, 0..4_000_u64, 0..3_000_u64, any::<bool>(), 0..8_u8),
+            0..60,
+        ),
+        sessions in any::<bool>(),
+        emulated in any::<bool>(),
+    ) {
+        let kinds = [
+            Kind::SessionCreate, Kind::Preserve, Kind::Preserve, Kind::Prepare, Kind::Kexec, Kind::Reboot,
+            Kind::FileFreeze, Kind::SessionFreeze, Kind::Freeze, Kind::RestartPrepare,
+            Kind::DeviceShutdown, Kind::MachineShutdown, Kind::LastBeat, Kind::Jump, Kind::Boot,
+            Kind::Anchor, Kind::SessionRetrieve, Kind::Restore, Kind::Restore, Kind::SessionFinish,
+            Kind::Finish, Kind::SessionRelease,
+        ];
+        let mut story = Kernels::new();
+        story.call(Kind::Preserve, "0", Some(1), 0);
+        let mut boot = OLD;
+        for (which, token, pause, took, exits, luck) in steps {
+            let kind = kinds[which];
+            story.0.now += pause;
+            match kind {
+                Kind::Anchor => {
+                    boot += 1;
+                    let counter = story.0.now + 1_000_000;
+                    story.anchor(boot, pause, counter, pause / 2);
+                    continue;
+                }
+                Kind::LastBeat => {
+                    let beat = Record::made(kind, story.0.now, [0; 64]);
+                    story.0.timeline.push(&beat);
+                    continue;
+                }
+                _ => {}
+            }
+            let ret = if luck == 0 { -5 } else { 0 };
+            let name = padded(if token == 0 { "0" } else { "1" });
+            story.0.push(kind, ret, |record| {
+                record.header.dur_ns = took;
+                record.header.tid = 7;
+                record.header.flags = flags::TASK;
+                let enters = matches!(kind, Kind::Kexec | Kind::Reboot | Kind::Jump) && !exits;
+                record.header.flags |= if enters { 0 } else { flags::EXIT };
+                record.header.flags |= if emulated { flags::EMULATED } else { 0 };
+                record.call.token = token;
+                record.call.known = known::TOKEN;
+                if sessions {
+                    record.header.flags |= flags::SESSIONS;
+                    record.call.session = session_id(&name);
+                    record.call.known |= known::SESSION;
+                }
+            });
+            for update in story.0.timeline.updates() {
+                tiles(update);
+            }
         }
     }
 }

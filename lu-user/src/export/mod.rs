@@ -1,12 +1,20 @@
-//! What leaves lu: a report, a line for each event.
+//! What leaves lu: a report in its forms, a line for each event.
 
+mod attention;
+mod html;
+pub mod perfetto;
 mod report;
 mod trace;
 mod waterfall;
 
-pub use report::{Report, SCHEMA};
+pub use attention::{AttentionJson, AttentionKind};
+pub use html::html;
+pub use perfetto::perfetto;
+pub use report::{CallerJson, Report, SCHEMA};
 pub use trace::{TraceLine, line};
 pub use waterfall::waterfall;
+
+use std::time::{Duration, SystemTime};
 
 use nix::errno::Errno;
 
@@ -34,4 +42,20 @@ pub fn duration(ns: u64) -> String {
 #[must_use]
 pub fn size(bytes: u64) -> String {
     bytesize::ByteSize(bytes).display().iec().to_string()
+}
+
+/// A share, for people: what is there at all is not 0.
+fn percent(percent: f64) -> String {
+    if percent > 0.0 && percent < 0.05 {
+        "< 0.1 %".to_owned()
+    } else {
+        format!("{percent:.1} %")
+    }
+}
+
+/// When an update began, for people, in UTC.
+fn began(report: &Report) -> Option<String> {
+    let since_1970 = Duration::from_nanos(report.began_realtime_ns?);
+    let then = SystemTime::UNIX_EPOCH.checked_add(since_1970)?;
+    Some(humantime::format_rfc3339_seconds(then).to_string())
 }

@@ -2,9 +2,8 @@
 
 use std::fmt::Write as _;
 
-use super::report::{PhaseJson, Report};
-use super::{duration, size};
-use crate::timeline::clock::Clock;
+use super::report::Report;
+use super::{began, duration, percent, size};
 use crate::timeline::{BlackoutStart, FileOutcome, Outcome};
 
 /// The most files that are listed one by one.
@@ -13,8 +12,11 @@ const LISTED: usize = 40;
 /// The least width of the bars, in columns.
 const NARROW: usize = 16;
 
+/// Columns of a name: that of a part stands two further to the right.
+const NAME: usize = 18;
+
 /// Columns in front of the bars: name, start, time.
-const FRONT: usize = 38;
+const FRONT: usize = NAME + 28;
 
 /// Draws a report for a terminal of `columns`.
 #[must_use]
@@ -43,6 +45,9 @@ pub fn waterfall(report: &Report, columns: usize) -> String {
             shown(handover.liveupdate_number),
         );
     }
+    if let Some(began) = began(report) {
+        let _ = writeln!(text, "began {began}");
+    }
     match &report.blackout {
         Some(blackout) => {
             let _ = writeln!(
@@ -53,11 +58,7 @@ pub fn waterfall(report: &Report, columns: usize) -> String {
                 blackout
                     .uncertainty_ns
                     .map_or_else(|| "unknown".to_owned(), duration),
-                match blackout.clock {
-                    Clock::Monotonic => "CLOCK_MONOTONIC",
-                    Clock::Counter => "the CPU's counter",
-                    Clock::Realtime => "CLOCK_REALTIME",
-                },
+                blackout.clock.title(),
                 blackout.from.name(),
             );
         }
@@ -76,8 +77,10 @@ pub fn waterfall(report: &Report, columns: usize) -> String {
             );
         }
     }
+    attention(&mut text, report);
     text.push('\n');
     phases(&mut text, report, columns.saturating_sub(FRONT).max(NARROW));
+    blackout(&mut text, report);
     files(&mut text, report);
     if !report.errors.is_empty() {
         text.push_str("\nrefused or failed\n");
@@ -108,7 +111,7 @@ fn phases(text: &mut String, report: &Report, width: usize) {
     let begin = phases.iter().filter_map(|phase| phase.start_ns).min();
     let end = phases
         .iter()
-        .filter_map(|phase| Some(phase.start_ns? + phase.ns?))
+        .filter_map(|phase| Some(phase.start_ns?.saturating_add(phase.ns?)))
         .max();
     let (Some(begin), Some(end)) = (begin, end) else {
         text.push_str("no phase was seen\n");
@@ -117,7 +120,7 @@ fn phases(text: &mut String, report: &Report, width: usize) {
     let whole = (end - begin).max(1);
     let _ = writeln!(
         text,
-        "{:<10}{:>13}{:>13}  {:<w$}{:>8}",
+        "{:<NAME$}{:>13}{:>13}  {:<w$}{:>8}",
         "phase",
         "start",
         "time",
@@ -125,33 +128,88 @@ fn phases(text: &mut String, report: &Report, width: usize) {
         duration(whole),
         w = width.saturating_sub(8),
     );
-    for PhaseJson {
-        name, start_ns, ns, ..
-    } in phases
-    {
-        let start = start_ns.map(|start| start - begin);
-        let shown = |ns: Option<u64>| ns.map_or_else(|| "unknown".to_owned(), duration);
+    let mut row = |name: &str, start_ns: Option<u64>, ns: Option<u64>, bar: &str| {
+        // A part whose phase is unknown may begin before what is drawn.
+        let start = start_ns.and_then(|start| start.checked_sub(begin));
         let _ = write!(
             text,
-            "{:<10}{:>13}{:>13}  ",
-            name.name(),
-            start.map_or_else(
-                || "unknown".to_owned(),
-                |start| format!("+{}", duration(start))
-            ),
-            shown(*ns),
+            "{name:<NAME$}{:>13}{:>13}  ",
+            start.map_or_else(unknown, |start| format!("+{}", duration(start))),
+            ns.map_or_else(unknown, duration),
         );
-        if let (Some(start), Some(ns)) = (start, *ns) {
+        if let (Some(start), Some(ns)) = (start, ns) {
             let column = |ns: u64| (u128::from(ns) * width as u128 / u128::from(whole)) as usize;
             let from = column(start).min(width - 1);
-            let to = column(start + ns).clamp(from + 1, width);
+            let to = column(start.saturating_add(ns)).clamp(from + 1, width);
             text.push_str(&" ".repeat(from));
-            text.push_str(&"█".repeat(to - from));
+            text.push_str(&bar.repeat(to - from));
         } else {
             text.push('?');
         }
         text.push('\n');
+    };
+    for phase in phases {
+        row(phase.name.name(), phase.start_ns, phase.ns, "█");
+        for part in &phase.parts {
+            row(
+                &format!("  {}", part.name.name()),
+                part.start_ns,
+                part.ns,
+                "▒",
+            );
+        }
     }
+    if let Some(whole) = report.whole {
+        let _ = writeln!(
+            text,
+            "{:<NAME$}{:>13}{:>13}",
+            "whole",
+            "",
+            duration(whole.ns)
+        );
+    }
+}
+
+fn attention(text: &mut String, report: &Report) {
+    if report.attention.is_empty() {
+        return;
+    }
+    text.push_str("\nneeds attention\n");
+    for one in &report.attention {
+        let _ = writeln!(text, "  {:<16}{}", one.kind.name(), one.text);
+    }
+    if report.attention_left_out > 0 {
+        let _ = writeln!(text, "  … and {} more", report.attention_left_out);
+    }
+}
+
+/// Where the time went, the longest first.
+fn blackout(text: &mut String, report: &Report) {
+    let Some(blackout) = &report.blackout else {
+        return;
+    };
+    text.push_str("\nwhere the blackout went\n");
+    for part in &blackout.parts {
+        let _ = writeln!(
+            text,
+            "  {:<NAME$}{:>13}{:>9}",
+            part.name(),
+            part.ns.map_or_else(unknown, duration),
+            part.percent.map_or_else(String::new, percent),
+        );
+    }
+    if let Some(unseen) = report.unseen {
+        let _ = writeln!(
+            text,
+            "  of which {} pass unseen, from the old kernel's last sign to the new one's first: the jump is in \
+             there",
+            duration(unseen.ns)
+        );
+    }
+}
+
+fn unknown() -> String {
+    "unknown".to_owned()
 }
 
 fn files(text: &mut String, report: &Report) {
@@ -164,7 +222,7 @@ fn files(text: &mut String, report: &Report) {
         text.push_str("\nno files\n");
         return;
     }
-    let shown = |ns: Option<u64>| ns.map_or_else(|| "unknown".to_owned(), duration);
+    let shown = |ns: Option<u64>| ns.map_or_else(unknown, duration);
     let mut room = LISTED;
     for session in &report.sessions {
         text.push('\n');
@@ -207,7 +265,7 @@ fn files(text: &mut String, report: &Report) {
                 "{:<20}{:<9}{:>10}{:>11}{:>11}{:>11}  {}",
                 format!("{:#x}", file.token),
                 file.kind.as_deref().unwrap_or("unknown"),
-                file.bytes.map_or_else(|| "unknown".to_owned(), size),
+                file.bytes.map_or_else(unknown, size),
                 shown(file.preserve_ns),
                 span(file.freeze_ns, beyond),
                 span(file.restore_ns, file.outcome == FileOutcome::Restored),

@@ -7,6 +7,8 @@ mod canary;
 pub mod clock;
 mod handover;
 mod names;
+mod phases;
+mod trouble;
 mod update;
 
 use std::collections::VecDeque;
@@ -16,10 +18,12 @@ use lu_common::uapi::{Interface, errno, sessions, v3};
 
 pub use canary::{CANARY, Darkness};
 pub use handover::Handover;
+pub(crate) use names::named;
 pub use names::{Names, shown};
+pub use phases::{Blackout, BlackoutStart, Part, PartName, Phase, PhaseName, Stretch};
+pub use trouble::{Caller, Failed, Failure, FileStep, Refusal, Refused, Troubles};
 pub use update::{
-    Blackout, BlackoutStart, Events, FileOutcome, FileSpan, Outcome, Phase, PhaseName, RECORDER,
-    Session, SessionOutcome, Update,
+    Events, FileOutcome, FileSpan, Outcome, RECORDER, Session, SessionOutcome, Span, Update,
 };
 
 use clock::{Axis, Told};
@@ -42,6 +46,13 @@ pub struct Timeline {
     kernel: Option<String>,
     /// What the kernel that runs says of the one before.
     handover: Option<Handover>,
+    /// Who has the device open.
+    holder: Option<Caller>,
+    /// Counts lu's watches: each begins with the name of the kernel.
+    watch: u64,
+    /// When this one began, by its own clock, until the axis knows that one.
+    watch_began_ns: Option<u64>,
+    plain_kexecs: u64,
     last_number: u64,
     seen: u64,
     lost: u64,
@@ -98,6 +109,12 @@ impl Timeline {
         }
     }
 
+    /// How many kexecs came when nothing was preserved. They are no updates.
+    #[must_use]
+    pub const fn plain_kexecs(&self) -> u64 {
+        self.plain_kexecs
+    }
+
     /// Takes in one event. Events come in the order of the ring buffer.
     pub fn push(&mut self, record: &Record) {
         let Some(kind) = record.kind() else { return };
@@ -111,6 +128,7 @@ impl Timeline {
         let record = &shifted;
         self.begin_if_due(kind, record);
         self.count_error(kind, record);
+        self.hold(kind, record);
         let side = self.side(kind, record);
         let ended_before = self.past.len();
         match side {
@@ -138,18 +156,22 @@ impl Timeline {
             Kind::Kernel => {
                 self.kernel = record.kernel_release().map(|release| shown(&release));
                 self.handover = None;
+                // Nobody knows what happened since lu last watched.
+                self.holder = None;
+                self.watch += 1;
+                self.watch_began_ns = Some(record.header.t_ns);
             }
             Kind::Handover => self.handover = record.handover().map(Handover::from),
             Kind::Anchor => self.read_clocks(record),
             Kind::LastBeat => {
                 let t_ns = self.axis.at(record.header.t_ns);
+                let outgoing = &mut self.outgoing;
                 // One from before the kexec says nothing of its end.
-                if self
-                    .outgoing
-                    .kexec
-                    .is_some_and(|kexec| kexec.start_ns <= t_ns)
-                {
-                    self.outgoing.jumped_ns.get_or_insert(t_ns);
+                if outgoing.kexec.is_some_and(|kexec| kexec.start_ns <= t_ns) {
+                    // A step that was seen to begin is a sign of life too.
+                    let last_step = outgoing.steps.values().max().copied();
+                    let sign = t_ns.max(last_step.unwrap_or(0));
+                    outgoing.jumped_ns.get_or_insert(sign);
                 }
             }
             _ => return false,
@@ -192,12 +214,19 @@ impl Timeline {
                 if let Some(update) = &mut self.incoming {
                     update.crossing = crossing;
                     update.handover = self.handover.clone();
+                    update.new_clock_ns = crossing.map(|_| self.axis.at(0));
                     update.kernels.extend(self.kernel.clone());
+                    update.boot_ids.extend(self.axis.boot_id());
                     if crossing.is_some() && anchor.init_ns > 0 {
                         update.booted_ns = Some(self.axis.at(anchor.init_ns));
                     }
                 }
             }
+        }
+        if let Some(t_ns) = self.watch_began_ns.take()
+            && let Some(update) = &mut self.incoming
+        {
+            update.watched_ns = Some(self.axis.at(t_ns));
         }
         if self.outgoing.kernels.is_empty() {
             self.outgoing.kernels.extend(self.kernel.clone());
@@ -263,13 +292,13 @@ impl Timeline {
         }
         let due = match kind {
             Kind::Preserve | Kind::FileFreeze | Kind::SessionFreeze => !self.is_own(record),
-            Kind::Prepare | Kind::FilePrepare | Kind::Freeze | Kind::Jump => {
+            Kind::Prepare | Kind::FilePrepare | Kind::Freeze => {
                 record.interface() == Interface::V3 || !self.is_empty()
             }
             Kind::Cancel => done,
             Kind::SessionCreate => done && !self.is_own(record),
             // A plain kexec preserves nothing: no update.
-            Kind::Reboot => !self.is_empty(),
+            Kind::Reboot | Kind::Jump => !self.is_empty(),
             _ => false,
         };
         if due && !self.outgoing.has_begun() {
@@ -285,6 +314,9 @@ impl Timeline {
         update.interface = Some(record.interface());
         update.emulated = record.is_emulated();
         update.began_ns = record.header.t_ns;
+        let here = self.axis.of_kernel(record.header.t_ns);
+        update.began_realtime_ns = self.axis.realtime(here);
+        update.boot_ids.extend(self.axis.boot_id());
         if update.kernels.is_empty() {
             update.kernels.extend(self.kernel.clone());
         }
@@ -329,8 +361,34 @@ impl Timeline {
         *update.errors.entry((operation, errno)).or_default() += 1;
     }
 
+    /// Who has the device, and who is refused it.
+    fn hold(&mut self, kind: Kind, record: &Record) {
+        match (kind, record.errno()) {
+            (Kind::Open, None) => self.holder = Caller::of(record),
+            (Kind::Open, Some(errno::EBUSY)) => {
+                let refusal = Refusal {
+                    holder: self.holder.clone(),
+                    refused: Caller::of(record),
+                };
+                let side = self.side(kind, record);
+                let update = match (side, &mut self.incoming) {
+                    (Side::Incoming, Some(update)) => update,
+                    _ => &mut self.outgoing,
+                };
+                update.troubles.refuse(refusal, record.header.t_ns);
+            }
+            (Kind::Release, _) => self.holder = None,
+            _ => {}
+        }
+    }
+
     fn outgoing_event(&mut self, kind: Kind, record: &Record) {
         let done = record.inner_ret() == Some(0);
+        if let Some(part) = PartName::beginning_with(kind) {
+            // The record of its return has the better time of its entry.
+            let began = self.outgoing.steps.entry(part).or_insert(u64::MAX);
+            *began = record.header.t_ns.min(*began);
+        }
         match kind {
             Kind::SessionCreate if done => {
                 let name = self.names.of(record);
@@ -338,13 +396,13 @@ impl Timeline {
             }
             Kind::SessionUnpreserve => {
                 if let Some(id) = record.session() {
-                    self.outgoing.close_session(id);
+                    self.outgoing.close_session(id, record);
                 }
             }
             Kind::SessionFreeze => {
                 let name = self.names.of(record);
                 let session = self.outgoing.session_or_new(record.session(), || name);
-                session.freeze_ns = record.dur_ns();
+                session.freeze = Span::of(record);
             }
             Kind::Preserve if done => self.preserve(record),
             Kind::Unpreserve if done => {
@@ -363,6 +421,9 @@ impl Timeline {
             Kind::Jump => {
                 self.outgoing.jumped_ns = Some(record.header.t_ns);
                 self.hand_over(record.header.t_ns);
+                if let Some(update) = &mut self.incoming {
+                    update.jumped_in = Some(self.watch);
+                }
             }
             Kind::Cancel if done => self.end_outgoing(Outcome::Cancelled, record),
             _ => {}
@@ -372,14 +433,18 @@ impl Timeline {
     fn incoming_event(&mut self, kind: Kind, record: &Record) {
         let done = record.inner_ret() == Some(0);
         let name = self.names.of(record);
+        let watch = self.watch;
         let Some(update) = &mut self.incoming else {
             return;
         };
+        let from_the_jump = update.jumped_in == Some(watch);
         match kind {
             Kind::Boot => update.booted_ns = record.end_ns(),
             Kind::SessionRetrieve if done => {
                 let session = update.session_or_new(record.session(), || name);
                 session.outcome = SessionOutcome::Retrieved;
+                session.retrieve = Span::of(record);
+                session.retrieved_in = Some(watch);
             }
             Kind::Restore => restore(update, record, name),
             Kind::SessionFinish if done => {
@@ -387,28 +452,32 @@ impl Timeline {
                     return;
                 };
                 let own = session.is_own();
-                session.turn(FileOutcome::Frozen, FileOutcome::Unclaimed);
-                // Handed over all the same, though the freeze was not seen.
-                session.turn(FileOutcome::Preserved, FileOutcome::Unclaimed);
+                session.discard(from_the_jump || session.retrieved_in == Some(watch));
                 // The last close of a session that is finished already calls it once more.
                 let first = session.outcome != SessionOutcome::Finished;
                 session.outcome = SessionOutcome::Finished;
+                if first {
+                    session.finish = Span::of(record);
+                }
                 if first && !own {
                     update.extend_phase(PhaseName::Finish, record);
                 }
-                if update.is_all_finished() {
-                    self.end_incoming(Outcome::Finished, record);
+                if let Some(outcome) = update.end_of_sessions() {
+                    self.end_incoming(outcome, record);
                 }
             }
             Kind::SessionRelease if record.errno().is_some() => {
                 if let Some(session) = update.session(record.session()) {
                     session.outcome = SessionOutcome::Stranded;
+                    session.closed_ns = Some(record.header.t_ns);
+                }
+                if let Some(outcome) = update.end_of_sessions() {
+                    self.end_incoming(outcome, record);
                 }
             }
             Kind::Finish if done => {
                 for session in update.sessions.values_mut() {
-                    session.turn(FileOutcome::Frozen, FileOutcome::Unclaimed);
-                    session.turn(FileOutcome::Preserved, FileOutcome::Unclaimed);
+                    session.discard(from_the_jump);
                 }
                 update.set_phase(PhaseName::Finish, record);
                 self.end_incoming(Outcome::Finished, record);
@@ -427,7 +496,7 @@ impl Timeline {
             FileSpan {
                 kind: record.file_kind(),
                 bytes: record.bytes(),
-                preserve_ns: record.dur_ns(),
+                preserve: Span::of(record),
                 ..FileSpan::default()
             },
         );
@@ -450,6 +519,10 @@ impl Timeline {
             .values()
             .any(|file| file.outcome == FileOutcome::Preserved);
         session.turn(FileOutcome::Preserved, FileOutcome::Dropped);
+        if had_files {
+            self.outgoing.troubles.closed_by = Caller::of(record);
+            self.outgoing.troubles.closed_ns = Some(record.header.t_ns);
+        }
         // Before PREPARE that was the whole update; after it the state machine goes on without files.
         if had_files && !self.outgoing.has_phase(PhaseName::Prepare) {
             self.end_outgoing(Outcome::Aborted, record);
@@ -461,16 +534,28 @@ impl Timeline {
             return;
         };
         let name = self.names.of(record);
-        let session = self.outgoing.session_or_new(record.session(), || name);
+        let session = self
+            .outgoing
+            .session_or_new(record.session(), || name.clone());
         let file = session.files.entry(token).or_default();
-        if kind == Kind::FileFreeze {
-            file.freeze_ns = record.dur_ns();
+        let step = if kind == Kind::FileFreeze {
+            file.freeze = Span::of(record);
+            FileStep::Freeze
         } else {
-            file.prepare_ns = record.dur_ns();
-        }
+            file.prepare = Span::of(record);
+            FileStep::Prepare
+        };
         file.bytes = record.bytes().or(file.bytes);
-        if record.ret() != Some(0) {
+        if let Some(errno) = record.errno() {
             file.outcome = FileOutcome::Failed;
+            let failed = Failed {
+                step,
+                session: name,
+                token,
+            };
+            self.outgoing
+                .troubles
+                .fail(failed, errno, record.header.t_ns);
         } else if file.outcome == FileOutcome::Failed {
             // A second try that succeeded.
             file.outcome = FileOutcome::Preserved;
@@ -484,10 +569,14 @@ impl Timeline {
             kexec.freeze_failed = failed;
         }
         if failed {
-            update.failed_freezes += 1;
+            update.troubles.failed_freezes += 1;
+            update.troubles.freeze_errno = record.errno();
+            update.troubles.freeze_failed_ns = Some(record.header.t_ns);
             update.unfreeze_all();
         } else {
             update.set_phase(PhaseName::Freeze, record);
+            update.frozen_by_ns = update.kexec.map(|kexec| kexec.start_ns);
+            update.steps.clear();
             update.freeze_all();
         }
     }
@@ -526,12 +615,14 @@ impl Timeline {
             old.ended_ns = Some(t_ns);
             self.remember(old);
         }
+        // The device was closed with its kernel.
+        self.holder = None;
         if !update.has_begun() {
+            self.plain_kexecs += 1;
             // What was lost may have been the next one's beginning.
             self.outgoing.events.lost = update.events.lost;
             return;
         }
-        update.beyond_kexec = true;
         // A kexec freezes every session; in v3 it freezes what was prepared.
         let freezes = update.interface == Some(Interface::Sessions) && update.kexec.is_some();
         // Nothing was frozen: the files are gone with their kernel. Where a freeze may only not have been
@@ -540,8 +631,9 @@ impl Timeline {
             || update.has_phase(PhaseName::Prepare)
             || update.events.lost > 0
             || freezes
-            || update.files().any(|(_, _, file)| file.freeze_ns.is_some());
+            || update.files().any(|(_, _, file)| file.freeze.is_some());
         if may_be_frozen {
+            update.beyond_kexec = true;
             self.incoming = Some(update);
         } else {
             update.lose_all();
@@ -582,7 +674,7 @@ fn restore(update: &mut Update, record: &Record, name: Option<String>) {
     let (Some(token), Some(ret)) = (record.token(), record.inner_ret()) else {
         return;
     };
-    let session = update.session_or_new(record.session(), || name);
+    let session = update.session_or_new(record.session(), || name.clone());
     // An attempt before the kexec, or a second one, says nothing about the file.
     if ret == -errno::EBUSY
         || ret == -errno::ENOENT
@@ -596,7 +688,7 @@ fn restore(update: &mut Update, record: &Record, name: Option<String>) {
     let own = session.is_own();
     let canary = session.name.as_deref() == Some(CANARY);
     let file = session.files.entry(token).or_default();
-    file.restore_ns = record.dur_ns();
+    file.restore = Span::of(record);
     if ret == 0 {
         file.kind = record.file_kind().or(file.kind);
         file.bytes = record.bytes().or(file.bytes);
@@ -609,6 +701,14 @@ fn restore(update: &mut Update, record: &Record, name: Option<String>) {
         }
     } else {
         file.outcome = FileOutcome::Failed;
+        let failed = Failed {
+            step: FileStep::Restore,
+            session: name,
+            token,
+        };
+        update
+            .troubles
+            .fail(failed, ret.wrapping_neg(), record.header.t_ns);
     }
 }
 

@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, HashMap};
 use lu_common::event::{FileKind, Record};
 use lu_common::uapi::Interface;
 
-use super::clock::{Clock, Crossing};
+use super::clock::Crossing;
 use super::handover::Handover;
 use super::names::named;
+use super::phases::{PartName, PhaseName};
+use super::trouble::{Caller, Troubles};
 
 /// The session in which lu itself hands over what it recorded. It is listed as any other, but it neither
 /// begins an update nor counts for its phases.
@@ -15,10 +17,6 @@ pub const RECORDER: &str = "lu-recorder";
 
 /// How many sessions that ended before the kexec an update remembers.
 const ENDED_SESSIONS: usize = 10_000;
-
-/// The resolution of `CLOCK_MONOTONIC` in the kernel, in nanoseconds (`clock_getres(2)`, high
-/// resolution timers).
-const RESOLUTION_NS: u64 = 1;
 
 named! {
     /// How an update ended.
@@ -30,6 +28,8 @@ named! {
         Cancelled = "cancelled",
         /// Given up: the freeze failed, the device was closed, or a kexec came without a freeze.
         Aborted = "aborted",
+        /// Over, but a session is left behind that nobody can reach until the next kexec.
+        Incomplete = "incomplete",
         /// Not ended yet.
         #[default]
         InProgress = "in-progress",
@@ -57,24 +57,52 @@ named! {
         Dropped = "dropped",
         /// A kexec came without a freeze.
         Lost = "lost",
+        /// Handed over, and its session is finished; but lu did not watch all the time, so nobody knows whether
+        /// it was asked for.
+        Unseen = "unseen",
     }
 }
 
-/// One file's way through an update; durations in nanoseconds, `None` where not seen.
+/// From when to when something went on, in nanoseconds (see [`super::Stretch`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// Its beginning.
+    pub start_ns: u64,
+    /// Its end.
+    pub end_ns: u64,
+}
+
+impl Span {
+    /// The function that a record is about, if it returned.
+    pub(super) fn of(record: &Record) -> Option<Self> {
+        record.end_ns().map(|end_ns| Self {
+            start_ns: record.header.t_ns,
+            end_ns,
+        })
+    }
+
+    /// How long it took, in nanoseconds.
+    #[must_use]
+    pub const fn ns(&self) -> u64 {
+        self.end_ns.saturating_sub(self.start_ns)
+    }
+}
+
+/// One file's way through an update; a step is `None` where it was not seen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FileSpan {
     /// What sort of file it is.
     pub kind: Option<FileKind>,
     /// Its size, in bytes, as last seen.
     pub bytes: Option<u64>,
-    /// Time in `luo_register_file` (v3) or `luo_preserve_file` (sessions).
-    pub preserve_ns: Option<u64>,
-    /// Time in its prepare callback.
-    pub prepare_ns: Option<u64>,
-    /// Time in its freeze callback.
-    pub freeze_ns: Option<u64>,
-    /// Time in `luo_retrieve_file`.
-    pub restore_ns: Option<u64>,
+    /// In `luo_register_file` (v3) or `luo_preserve_file` (sessions).
+    pub preserve: Option<Span>,
+    /// In its prepare callback.
+    pub prepare: Option<Span>,
+    /// In its freeze callback.
+    pub freeze: Option<Span>,
+    /// In `luo_retrieve_file`.
+    pub restore: Option<Span>,
     /// What became of it.
     pub outcome: FileOutcome,
 }
@@ -108,10 +136,20 @@ pub struct Session {
     pub name: Option<String>,
     /// Its files, by token.
     pub files: BTreeMap<u64, FileSpan>,
-    /// Time to freeze all of it, in nanoseconds.
-    pub freeze_ns: Option<u64>,
+    /// When all of it was frozen.
+    pub freeze: Option<Span>,
+    /// When it was asked for in the new kernel.
+    pub retrieve: Option<Span>,
+    /// Its FINISH, or the last close that finished it.
+    pub finish: Option<Span>,
     /// What became of it.
     pub outcome: SessionOutcome,
+    /// Who closed it before the kexec: explicitly, or by ending.
+    pub closed_by: Option<Caller>,
+    /// When it was closed without being finished, in nanoseconds.
+    pub closed_ns: Option<u64>,
+    /// In which of lu's watches it was asked for.
+    pub(super) retrieved_in: Option<u64>,
 }
 
 impl Session {
@@ -119,6 +157,19 @@ impl Session {
     #[must_use]
     pub fn is_own(&self) -> bool {
         self.name.as_deref() == Some(RECORDER)
+    }
+
+    /// What was handed over and is still there goes with FINISH. Only where lu has `watched` since it could be
+    /// asked for is it known that nobody did.
+    pub(super) fn discard(&mut self, watched: bool) {
+        let outcome = if watched {
+            FileOutcome::Unclaimed
+        } else {
+            FileOutcome::Unseen
+        };
+        self.turn(FileOutcome::Frozen, outcome);
+        // Handed over all the same, though the freeze was not seen.
+        self.turn(FileOutcome::Preserved, outcome);
     }
 
     /// Sets the outcome of each file that now has `from`.
@@ -131,80 +182,6 @@ impl Session {
     }
 }
 
-named! {
-    /// The parts of an update, in their order.
-    pub enum PhaseName {
-        /// From the first preserve to the end of the last one.
-        Preserve = "preserve",
-        /// The state machine's PREPARE (v3).
-        Prepare = "prepare",
-        /// The freeze within reboot(KEXEC).
-        Freeze = "freeze",
-        /// From the end of the freeze to the jump; where the jump itself was not seen, to the stop of the
-        /// CPU on which lu ran.
-        Shutdown = "shutdown",
-        /// From there to the new kernel's orchestrator; where no probe sees that, to its first process.
-        Boot = "boot",
-        /// From the first restore to the end of the last one.
-        Restore = "restore",
-        /// v3: the state machine's FINISH. Sessions: from the first session's FINISH to the end of the last.
-        Finish = "finish",
-    }
-}
-
-/// A phase as far as it is known. Times are `CLOCK_MONOTONIC` of the kernel in which the update began, in
-/// nanoseconds, carried on beyond the kexec (see [`super::clock`]).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Phase {
-    /// Which one.
-    pub name: PhaseName,
-    /// When it began.
-    pub start_ns: Option<u64>,
-    /// How long it took.
-    pub ns: Option<u64>,
-}
-
-impl Phase {
-    /// Whether both its beginning and its length were seen.
-    #[must_use]
-    pub const fn known(&self) -> bool {
-        self.start_ns.is_some() && self.ns.is_some()
-    }
-
-    fn between(name: PhaseName, start_ns: Option<u64>, end_ns: Option<u64>) -> Self {
-        let ns = match (start_ns, end_ns) {
-            (Some(start), Some(end)) => end.checked_sub(start),
-            _ => None,
-        };
-        Self { name, start_ns, ns }
-    }
-}
-
-named! {
-    /// What the blackout begins with.
-    pub enum BlackoutStart {
-        /// The entry of the freeze (v3: user space prepares, then calls reboot(KEXEC)).
-        Freeze = "freeze",
-        /// The entry of reboot(KEXEC) (sessions).
-        Reboot = "reboot",
-    }
-}
-
-/// How long the machine was dark.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Blackout {
-    /// When it began, in nanoseconds (see [`Phase`]).
-    pub start_ns: u64,
-    /// To the end of the last restore, as a length in nanoseconds.
-    pub ns: u64,
-    /// What it begins with.
-    pub from: BlackoutStart,
-    /// The clock that tells.
-    pub clock: Clock,
-    /// The length may be off by this, in nanoseconds; `None` where that is not known yet.
-    pub uncertainty_ns: Option<u64>,
-}
-
 /// How many events a number rests on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Events {
@@ -212,12 +189,6 @@ pub struct Events {
     pub seen: u64,
     /// Known to have been lost.
     pub lost: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Span {
-    start_ns: u64,
-    end_ns: u64,
 }
 
 /// A reboot(KEXEC) that has not come back.
@@ -242,8 +213,10 @@ pub struct Update {
     pub emulated: bool,
     /// How it ended.
     pub outcome: Outcome,
-    /// When its first event began (see [`Phase`]).
+    /// When its first event began (see [`super::Stretch`]).
     pub began_ns: u64,
+    /// When its first event began, in nanoseconds since 1970, by the last reading of the clocks.
+    pub began_realtime_ns: Option<u64>,
     /// When its last event ended.
     pub ended_ns: Option<u64>,
     /// Its sessions, in the order of their creation. v3's flat space is one.
@@ -254,21 +227,35 @@ pub struct Update {
     pub errors: BTreeMap<(&'static str, i32), u64>,
     /// What it rests on.
     pub events: Events,
-    /// How often the freeze failed.
-    pub failed_freezes: u64,
+    /// What went wrong.
+    pub troubles: Troubles,
     /// The releases of the kernels that it went through, as far as they are known.
     pub kernels: Vec<String>,
+    /// The boots that it went through, as far as they are known (`/proc/sys/kernel/random/boot_id`).
+    pub boot_ids: Vec<[u8; 16]>,
     /// How the clocks of the two kernels lie to each other.
     pub crossing: Option<Crossing>,
     /// What the new kernel says of the kexec; `None` where it says nothing, or is not there yet.
     pub handover: Option<Handover>,
     /// Whether the new kernel is running.
+    /// When lu, started anew in the new kernel, watched at the latest. `None`: from the jump on.
+    pub watched_ns: Option<u64>,
+    /// Whether the new kernel is running, with what was handed over.
     pub(super) beyond_kexec: bool,
     /// The reboot(KEXEC) under way.
     pub(super) kexec: Option<Kexec>,
     /// Whether it was first seen in the new kernel, so that nobody knows what was handed over.
     pub(super) is_partial: bool,
+    /// In which of lu's watches the jump was seen, where the new kernel is watched from its first moment.
+    pub(super) jumped_in: Option<u64>,
+    /// The entry of the reboot(KEXEC) in which the freeze succeeded.
+    pub(super) frozen_by_ns: Option<u64>,
+    /// When the parts of the shutdown began.
+    pub(super) steps: BTreeMap<PartName, u64>,
+    /// The jump, or the old kernel's last sign.
     pub(super) jumped_ns: Option<u64>,
+    /// When the new kernel's `CLOCK_MONOTONIC` began, where it has one of its own.
+    pub(super) new_clock_ns: Option<u64>,
     pub(super) booted_ns: Option<u64>,
     /// When the canary's file was given out.
     pub(super) canary_restored_ns: Option<u64>,
@@ -340,13 +327,17 @@ impl Update {
     }
 
     /// The session is closed before the kexec; another one may have its name from now on.
-    pub(super) fn close_session(&mut self, id: u64) {
+    pub(super) fn close_session(&mut self, id: u64, record: &Record) {
         let Some(key) = self.current.remove(&id) else {
             return;
         };
         if let Some(session) = self.sessions.get_mut(&key) {
             session.turn(FileOutcome::Preserved, FileOutcome::Dropped);
+            // One whose freeze failed was still in the list.
+            session.turn(FileOutcome::Failed, FileOutcome::Dropped);
             session.outcome = SessionOutcome::Closed;
+            session.closed_by = Caller::of(record);
+            session.closed_ns = Some(record.header.t_ns);
         }
         let ended = self.sessions.len() - self.current.len();
         if ended > ENDED_SESSIONS {
@@ -415,19 +406,42 @@ impl Update {
         next
     }
 
-    /// Whether every session that was handed over has come to its end. Of an update that was first seen in the
-    /// new kernel that is never known.
-    pub(super) fn is_all_finished(&self) -> bool {
+    /// How it ended, if every session that was handed over has come to its end. Of an update that was first
+    /// seen in the new kernel that is never known.
+    pub(super) fn end_of_sessions(&self) -> Option<Outcome> {
         if self.is_partial {
-            return false;
+            return None;
         }
-        let mut handed_over = self
-            .sessions
-            .values()
-            .filter(|session| !session.is_own() && session.outcome != SessionOutcome::Closed)
-            .peekable();
-        handed_over.peek().is_some()
-            && handed_over.all(|session| session.outcome == SessionOutcome::Finished)
+        let mut outcome = None;
+        for session in self.sessions.values() {
+            match session.outcome {
+                _ if session.is_own() => {}
+                SessionOutcome::Closed => {}
+                SessionOutcome::Finished => outcome = outcome.or(Some(Outcome::Finished)),
+                SessionOutcome::Stranded => outcome = Some(Outcome::Incomplete),
+                _ => return None,
+            }
+        }
+        outcome
+    }
+
+    /// Whether the new kernel runs, with what was handed over.
+    #[must_use]
+    pub const fn is_beyond_kexec(&self) -> bool {
+        self.beyond_kexec
+    }
+
+    /// When the new kernel's orchestrator started; where no probe sees that, its first process.
+    #[must_use]
+    pub const fn booted_ns(&self) -> Option<u64> {
+        self.booted_ns
+    }
+
+    /// What was seen of a phase; where phases lie over each other (see [`PhaseName`]) more than its part of the
+    /// whole. `None` of those that are made of the time between others.
+    #[must_use]
+    pub fn phase(&self, name: PhaseName) -> Option<Span> {
+        self.spans.get(&name).copied()
     }
 
     pub(super) fn has_phase(&self, name: PhaseName) -> bool {
@@ -435,100 +449,18 @@ impl Update {
     }
 
     pub(super) fn set_phase(&mut self, name: PhaseName, record: &Record) {
-        if let Some(end_ns) = record.end_ns() {
-            let span = Span {
-                start_ns: record.header.t_ns,
-                end_ns,
-            };
+        if let Some(span) = Span::of(record) {
             self.spans.insert(name, span);
         }
     }
 
     pub(super) fn extend_phase(&mut self, name: PhaseName, record: &Record) {
-        match (self.spans.get_mut(&name), record.end_ns()) {
-            (Some(span), Some(end_ns)) => span.end_ns = span.end_ns.max(end_ns),
+        match (self.spans.get_mut(&name), Span::of(record)) {
+            (Some(all), Some(span)) => {
+                all.start_ns = all.start_ns.min(span.start_ns);
+                all.end_ns = all.end_ns.max(span.end_ns);
+            }
             _ => self.set_phase(name, record),
         }
-    }
-
-    /// The phases that took place, as far as they were seen. One that must have taken place and was
-    /// not seen is there as unknown.
-    #[must_use]
-    pub fn phases(&self) -> Vec<Phase> {
-        let frozen = self.has_phase(PhaseName::Freeze) || self.beyond_kexec;
-        let v3 = self.interface == Some(Interface::V3);
-        let freeze_end = self.spans.get(&PhaseName::Freeze).map(|span| span.end_ns);
-        PhaseName::ALL
-            .iter()
-            .copied()
-            .filter_map(|name| {
-                let took_place = match name {
-                    PhaseName::Preserve | PhaseName::Restore | PhaseName::Finish => false,
-                    PhaseName::Prepare => v3 && frozen && self.outcome != Outcome::Aborted,
-                    PhaseName::Freeze => frozen && self.outcome != Outcome::Aborted,
-                    PhaseName::Shutdown => self.beyond_kexec,
-                    PhaseName::Boot => self.beyond_kexec && self.outcome != Outcome::Aborted,
-                };
-                let phase = match (name, self.spans.get(&name)) {
-                    (PhaseName::Shutdown, _) => Phase::between(name, freeze_end, self.jumped_ns),
-                    (PhaseName::Boot, _) => Phase::between(name, self.jumped_ns, self.booted_ns),
-                    (PhaseName::Restore | PhaseName::Finish, Some(span)) if self.is_unspanned() => {
-                        Phase {
-                            name,
-                            start_ns: None,
-                            ns: span.end_ns.checked_sub(span.start_ns),
-                        }
-                    }
-                    (_, Some(span)) => Phase::between(name, Some(span.start_ns), Some(span.end_ns)),
-                    (_, None) => Phase::between(name, None, None),
-                };
-                (took_place || phase.known()).then_some(phase)
-            })
-            .collect()
-    }
-
-    /// The clock that tells of a span over the kexec, and what that may be off by, in nanoseconds.
-    pub(super) fn clock(&self) -> Option<(Clock, Option<u64>)> {
-        match (&self.crossing, self.emulated) {
-            (Some(crossing), _) => Some((crossing.clock, crossing.uncertainty_ns())),
-            (None, true) => Some((Clock::Monotonic, Some(2 * RESOLUTION_NS))),
-            // The kernel was replaced, and nothing tells how its clock lies to the old one's.
-            (None, false) => None,
-        }
-    }
-
-    /// Whether the times in the new kernel cannot be held against those in the old one.
-    fn is_unspanned(&self) -> bool {
-        self.beyond_kexec && !self.emulated && self.crossing.is_none() && !self.is_partial
-    }
-
-    /// The blackout, to the end of the last restore. `None` until the update is finished or every file is
-    /// restored, and where either end was not seen or no clock spans both.
-    #[must_use]
-    pub fn blackout(&self) -> Option<Blackout> {
-        let (from, start_ns) = match self.interface? {
-            Interface::V3 => (
-                BlackoutStart::Freeze,
-                self.spans.get(&PhaseName::Freeze)?.start_ns,
-            ),
-            Interface::Sessions => (BlackoutStart::Reboot, self.kexec?.start_ns),
-        };
-        let restore = self.spans.get(&PhaseName::Restore)?;
-        let waiting = self.files().any(|(session, _, file)| {
-            // The freeze of a file that is still in the list was not seen.
-            matches!(file.outcome, FileOutcome::Frozen | FileOutcome::Preserved)
-                && !session.is_own()
-        });
-        if waiting && self.outcome != Outcome::Finished {
-            return None;
-        }
-        let (clock, uncertainty_ns) = self.clock()?;
-        Some(Blackout {
-            start_ns,
-            ns: restore.end_ns.checked_sub(start_ns)?,
-            from,
-            clock,
-            uncertainty_ns,
-        })
     }
 }

@@ -67,8 +67,10 @@ fn finished() -> Outcome {
     check(&report, report["outcome"] == "finished")?;
     check(
         &report,
-        phases.len() == 7 && phases.iter().all(|phase| phase["known"] == true),
+        phases.len() == 12 && phases.iter().all(|phase| phase["known"] == true),
     )?;
+    let sum: u64 = phases.iter().filter_map(|phase| phase["ns"].as_u64()).sum();
+    check(&report, report["whole"]["ns"] == sum)?;
     check(&report, files.as_array().map(Vec::len) == Some(2))?;
     check(
         &report,

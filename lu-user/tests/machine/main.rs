@@ -5,6 +5,7 @@ mod clients;
 mod commands;
 mod robust;
 mod sessions;
+mod stories;
 mod support;
 mod watched;
 
@@ -16,6 +17,7 @@ fn main() {
     trials.extend(robust::trials());
     trials.extend(sessions::trials());
     trials.extend(watched::trials());
+    trials.extend(stories::trials());
     trials.extend(commands::trials());
     let mut args = Arguments::from_args();
     // They share the machine: emulators are found by their sockets, and timings would be disturbed.

@@ -197,6 +197,18 @@ impl Background {
         Ok(kill(self.pid(), signal)?)
     }
 
+    /// Waits for its own end.
+    pub fn end(mut self) -> Outcome {
+        let mut rest = String::new();
+        self.stderr.read_to_string(&mut rest)?;
+        let status = self.child.wait()?;
+        if status.success() {
+            Ok(())
+        } else {
+            Err(format!("ended with {status}: {rest}").into())
+        }
+    }
+
     /// Interrupts it and returns what it still said on standard error.
     pub fn stop(mut self) -> Result<String, Failed> {
         self.signal(Signal::SIGINT)?;

@@ -266,7 +266,15 @@ fn check_update(report: &Value) -> Result<()> {
     );
     let phases = list(report, "/phases")?;
     for name in [
-        "preserve", "freeze", "shutdown", "boot", "restore", "finish",
+        "preserve",
+        "wait-reboot",
+        "reboot",
+        "freeze",
+        "shutdown",
+        "boot",
+        "userspace",
+        "restore",
+        "finish",
     ] {
         ensure!(
             phases
@@ -275,6 +283,36 @@ fn check_update(report: &Value) -> Result<()> {
             "phase {name} is not known: {phases:?}"
         );
     }
+    add_up(report, "/phases", "/whole/ns")?;
+    add_up(report, "/blackout/parts", "/blackout/ns")?;
+    // Two boots, also where a kernel jumps into itself.
+    let boots = list(report, "/boot_ids")?;
+    ensure!(
+        boots.len() == 2 && boots[0] != boots[1],
+        "the report names the boots {boots:?}"
+    );
+    for session in list(report, "/sessions")? {
+        for file in session["files"].as_array().context("no files")? {
+            for span in ["preserve_ns", "freeze_ns", "restore_ns"] {
+                ensure!(
+                    file["outcome"] != "restored" || file[span].as_u64() > Some(0),
+                    "{span} is not known: {session}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The parts of a list are all known, and their sum is what stands elsewhere in the report.
+fn add_up(report: &Value, parts: &str, whole: &str) -> Result<()> {
+    let list = list(report, parts)?;
+    let sum: Option<u64> = list.iter().map(|part| part["ns"].as_u64()).sum();
+    let whole = report.pointer(whole).and_then(Value::as_u64);
+    ensure!(
+        sum.is_some() && sum == whole,
+        "{parts} make {sum:?} ns, not {whole:?}: {list:?}"
+    );
     Ok(())
 }
 
@@ -294,9 +332,6 @@ fn check_report(report: &Value) -> Result<()> {
                 file["kind"] == "memfd" && file["bytes"] == *size && file["outcome"] == "restored",
                 "{file}"
             );
-            for span in ["preserve_ns", "freeze_ns", "restore_ns"] {
-                ensure!(file[span].as_u64() > Some(0), "{span} is not known: {file}");
-            }
         }
     }
     ensure!(
