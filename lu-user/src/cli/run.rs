@@ -9,17 +9,17 @@ use bytesize::ByteSize;
 use lu_common::event::{Kind, Record};
 use lu_user::export::duration;
 use lu_user::journal::recorder::{self, Recorder};
-use lu_user::journal::{self, clocks};
+use lu_user::journal::refusals::Refusals;
+use lu_user::journal::{self, Journal, Retention, clocks};
 use lu_user::orchestrator::Orchestrator;
 use lu_user::reboot_cpu::OffRebootCpu;
-use lu_user::timeline::{Outcome, Timeline};
 
 use super::trace::Printer;
 use super::watch::{Sink, Watch, tell};
 
 /// Watch live updates until stopped, and keep a journal of them.
 ///
-/// Each update that ends is told in a line on standard error. With the kernel's orchestrator what is seen is
+/// Each update that ends is kept in the journal's history, and told in a line on standard error. With the kernel's orchestrator what is seen is
 /// recorded in a memfd too, preserved in a session called lu-recorder, so that lu in the new kernel joins
 /// both halves of an update; the device is held for the moment of its creation alone.
 #[derive(clap::Args)]
@@ -28,6 +28,12 @@ pub struct Args {
     /// Where the journal is.
     #[arg(long, value_name = "DIR", default_value = journal::FOLDER)]
     journal: PathBuf,
+    /// How many updates are kept; the oldest go first.
+    #[arg(long, value_name = "N", default_value_t = Retention::default().updates, value_parser = clap::value_parser!(u64).range(1..))]
+    keep_updates: u64,
+    /// How large the journal may become: the oldest events go first, then the oldest updates.
+    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(Retention::default().bytes))]
+    keep_size: ByteSize,
     /// Print the events too, as `lu trace` does.
     #[arg(long)]
     trace: bool,
@@ -40,20 +46,23 @@ pub struct Args {
 
 impl Args {
     pub fn run(&self) -> Result<ExitCode> {
+        let retention = Retention {
+            updates: self.keep_updates,
+            bytes: self.keep_size.as_u64(),
+        };
         let mut run = Run {
             born: clocks::anchor(),
-            folder: self.journal.clone(),
-            journal: journal::Writer::create(&self.journal)?,
+            journal: Journal::open(&self.journal, retention)?,
+            refusals: Refusals::default(),
             recorder: None,
             recorder_size: self.recorder,
-            timeline: Timeline::new(),
-            told: 0,
             printer: self.trace.then(|| Printer::new(false)),
             urgent: None,
             deferred: Vec::new(),
         };
         let losses = self.watch.watch(&mut run)?;
-        let events = run.timeline.events();
+        run.say_problems();
+        let events = run.journal.events();
         eprintln!(
             "lu: {} events in {}, {}",
             events.seen,
@@ -74,13 +83,10 @@ struct Run {
     /// The clocks at the start: attaching takes long enough to know the counter's frequency by, should the
     /// kexec come at once.
     born: Record,
-    folder: PathBuf,
-    journal: journal::Writer,
+    journal: Journal,
+    refusals: Refusals,
     recorder: Option<Recorder>,
     recorder_size: ByteSize,
-    timeline: Timeline,
-    /// The last update whose end was told.
-    told: u64,
     printer: Option<Printer>,
     urgent: Option<Urgent>,
     /// What goes to the journal and the terminal once there is time again: both may block for ever on a
@@ -109,40 +115,11 @@ impl Run {
                 return Ok(());
             }
         };
-        let have = journal::count(&self.folder, recovered.run)?;
-        let mut journal = journal::Writer::go_on(&self.folder, recovered.run)?;
-        if let Err(error) = journal::replay(&self.folder, |record| self.timeline.push(record)) {
-            eprintln!(
-                "lu: the journal cannot be read, so what was before the recorder is missing: {error}"
-            );
-        }
-        // Their ends were told when they came.
-        self.told = self
-            .timeline
-            .updates()
-            .filter(|update| update.outcome != Outcome::InProgress)
-            .map(|update| update.number)
-            .max()
-            .unwrap_or(0);
-        let mut old = Vec::new();
-        if recovered.skipped > have {
-            let mut lost = Record::made(Kind::Lost, 0, [0; 64]);
-            lost.call.bytes = recovered.skipped - have;
-            old.push(lost);
-        }
-        let known = usize::try_from(have.saturating_sub(recovered.skipped)).unwrap_or(usize::MAX);
-        old.extend(recovered.records.get(known..).unwrap_or_default());
-        old.push(recovered.last_beat);
-        for record in &old {
-            journal.append(record)?;
-            self.timeline.push(record);
+        for record in self.journal.join(&recovered)? {
             if let Some(printer) = &mut self.printer {
-                printer.record(record)?;
+                printer.record(&record)?;
             }
         }
-        journal.sync()?;
-        // What comes now sorts behind it.
-        self.journal.begin_anew()?;
         if let Err(error) = session.finish() {
             eprintln!("lu: session lu-recorder stays as it is until the next kexec: {error}");
         }
@@ -168,9 +145,22 @@ impl Run {
         self.deferred.push(*record);
     }
 
+    /// The reboots that were refused meanwhile, as one.
+    fn note_refusals(&mut self) -> Result<()> {
+        match self.refusals.take() {
+            Some(record) => self.note(&record),
+            None => Ok(()),
+        }
+    }
+
+    fn say_problems(&mut self) {
+        for problem in self.journal.problems() {
+            eprintln!("lu: {problem}");
+        }
+    }
+
     fn keep(&mut self, record: &Record) -> Result<()> {
-        self.journal.append(record)?;
-        self.timeline.push(record);
+        self.journal.push(record)?;
         if let Some(printer) = &mut self.printer {
             printer.record(record)?;
         }
@@ -184,13 +174,17 @@ impl Sink for Run {
         let in_kernel = orchestrators.contains(&Orchestrator::Kernel);
         if in_kernel {
             self.recover()?;
+        }
+        // What comes now sorts behind it.
+        self.journal.begin()?;
+        self.say_problems();
+        if in_kernel {
             match Recorder::create(self.journal.run(), self.recorder_size.as_u64()) {
                 Ok(recorder) => self.recorder = Some(recorder),
                 Err(error @ recorder::Error::Size(_)) => return Err(error.into()),
                 Err(error) => eprintln!(
                     "lu: no flight recorder, so what is seen from now on will not survive the kexec \
-                     unless {} does: {error}",
-                    self.folder.display()
+                     unless the journal does: {error}"
                 ),
             }
         }
@@ -203,6 +197,11 @@ impl Sink for Run {
     fn record(&mut self, record: &Record) -> Result<()> {
         let kexec = record.kind() == Some(Kind::Kexec) && !record.is_emulated();
         if kexec && !record.is_exit() {
+            if self.urgent.is_none()
+                && let Some(refused) = self.refusals.take()
+            {
+                self.defer(&refused);
+            }
             self.defer(record);
             self.urgent = Some(Urgent {
                 by: record.header.tid,
@@ -213,9 +212,8 @@ impl Sink for Run {
             self.defer(&clocks::anchor());
         } else if self.urgent.is_some() {
             self.defer(record);
-        } else if kexec && record.errno() == Some(libc::EPERM) {
-            // Anybody can have that, and must not push anything out of the recorder.
-            self.keep(record)?;
+        } else if Refusals::is_one(record) && !self.refusals.push(record) {
+            // One of many, which are kept as one.
         } else {
             self.note(record)?;
         }
@@ -226,7 +224,9 @@ impl Sink for Run {
     }
 
     fn tick(&mut self) -> Result<()> {
-        self.note(&clocks::anchor())
+        self.note_refusals()?;
+        self.note(&clocks::anchor())?;
+        Ok(self.journal.tick()?)
     }
 
     fn is_urgent(&self) -> bool {
@@ -244,7 +244,7 @@ impl Sink for Run {
     }
 
     fn end(&mut self) -> Result<()> {
-        self.note(&clocks::anchor())
+        self.tick()
     }
 
     fn settle(&mut self) -> Result<()> {
@@ -252,27 +252,25 @@ impl Sink for Run {
         for record in std::mem::take(&mut self.deferred) {
             self.keep(&record)?;
         }
-        self.journal.flush()?;
+        let ended = self.journal.settle()?;
         if let Some(printer) = &mut self.printer {
             printer.settle()?;
         }
-        for update in self.timeline.updates() {
-            if update.outcome != Outcome::InProgress && update.number > self.told {
-                self.told = update.number;
-                eprintln!(
-                    "lu: update {} {}, blackout {}{}",
-                    update.number,
-                    update.outcome.name(),
-                    update
-                        .blackout()
-                        .map_or_else(|| "unknown".to_owned(), |blackout| duration(blackout.ns)),
-                    if update.events.lost > 0 {
-                        " or more (events were lost)"
-                    } else {
-                        ""
-                    }
-                );
-            }
+        self.say_problems();
+        for update in ended {
+            eprintln!(
+                "lu: update {} {}, blackout {}{}",
+                update.update,
+                update.outcome.name(),
+                update
+                    .blackout
+                    .map_or_else(|| "unknown".to_owned(), |blackout| duration(blackout.ns)),
+                if update.events.lost > 0 {
+                    " or more (events were lost)"
+                } else {
+                    ""
+                }
+            );
         }
         Ok(())
     }

@@ -1,9 +1,11 @@
-//! What leaves lu: a report, a line for each event.
+//! What leaves lu: a report, a list of updates, a line for each event.
 
+mod history;
 mod report;
 mod trace;
 mod waterfall;
 
+pub use history::{Entry, HISTORY_SCHEMA, table};
 pub use report::{Report, SCHEMA};
 pub use trace::{TraceLine, line};
 pub use waterfall::waterfall;

@@ -29,6 +29,15 @@ pub struct Report {
     pub orchestrator: Cow<'static, str>,
     /// The releases of the kernels that the update went through, as far as they are known.
     pub kernels: Vec<String>,
+    /// The boots that it went through, as far as they are known, as in `/proc/sys/kernel/random/boot_id`.
+    #[serde(default)]
+    pub boot_ids: Vec<String>,
+    /// When it began: `CLOCK_MONOTONIC` of the first of these boots, in nanoseconds.
+    #[serde(default)]
+    pub began_monotonic_ns: u64,
+    /// When it began: `CLOCK_REALTIME`, in nanoseconds since 1970; null where no clock was read before.
+    #[serde(default)]
+    pub began_realtime_ns: Option<u64>,
     /// How it ended.
     pub outcome: Outcome,
     /// How long the machine was dark; null where that was not seen.
@@ -42,6 +51,9 @@ pub struct Report {
     pub canary: Option<CanaryJson>,
     /// The sessions, in the order of their creation; v3's flat space is one without a name.
     pub sessions: Vec<SessionJson>,
+    /// What became of the files in them, lu's own left out.
+    #[serde(default)]
+    pub files: FilesJson,
     /// Sessions that were closed before the kexec and are left out, because there were too many.
     pub forgotten_sessions: u64,
     /// What the policy said, other than a plain allow.
@@ -152,6 +164,34 @@ pub struct FileJson {
     pub outcome: FileOutcome,
 }
 
+/// How many files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilesJson {
+    /// Handed over to the new kernel.
+    pub handed_over: u64,
+    /// Of these, given out there.
+    pub restored: u64,
+}
+
+impl FilesJson {
+    fn of(update: &Update) -> Self {
+        let mut files = Self::default();
+        for (session, _, file) in update.files() {
+            let handed_over = match file.outcome {
+                FileOutcome::Frozen | FileOutcome::Restored | FileOutcome::Unclaimed => true,
+                // Its freeze, or its restore?
+                FileOutcome::Failed => file.restore_ns.is_some(),
+                _ => false,
+            };
+            if !session.is_own() {
+                files.handed_over += u64::from(handed_over);
+                files.restored += u64::from(file.outcome == FileOutcome::Restored);
+            }
+        }
+        files
+    }
+}
+
 /// Failed system calls of one sort.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ErrorJson {
@@ -186,6 +226,9 @@ impl From<&Update> for Report {
             .into(),
             outcome: update.outcome,
             kernels: update.kernels.clone(),
+            boot_ids: update.boot_ids.iter().copied().map(uuid).collect(),
+            began_monotonic_ns: update.began_monotonic_ns,
+            began_realtime_ns: update.began_realtime_ns,
             blackout: update.blackout().map(|blackout| BlackoutJson {
                 ns: blackout.ns,
                 uncertainty_ns: blackout.uncertainty_ns,
@@ -198,6 +241,7 @@ impl From<&Update> for Report {
             crossing: update.crossing.as_ref().map(CrossingJson::from),
             canary: update.canary().map(CanaryJson::from),
             sessions: update.sessions.values().map(SessionJson::from).collect(),
+            files: FilesJson::of(update),
             forgotten_sessions: update.forgotten_sessions,
             verdicts: Vec::new(),
             errors: update
@@ -215,6 +259,13 @@ impl From<&Update> for Report {
             },
         }
     }
+}
+
+/// A boot id as the kernel writes it.
+fn uuid(id: [u8; 16]) -> String {
+    let digits = format!("{:032x}", u128::from_be_bytes(id));
+    let parts = [0..8, 8..12, 12..16, 16..20, 20..32];
+    parts.map(|part| &digits[part]).join("-")
 }
 
 impl From<&Crossing> for CrossingJson {

@@ -103,6 +103,26 @@ impl Axis {
         t_ns.saturating_add_signed(self.offset_ns)
     }
 
+    /// The time of the running kernel that is at `at` on the axis.
+    #[must_use]
+    pub const fn of_kernel(&self, at: u64) -> u64 {
+        at.saturating_add_signed(self.offset_ns.wrapping_neg())
+    }
+
+    /// The boot id of the running kernel; `None` where its clocks were not read, or have none.
+    #[must_use]
+    pub fn boot_id(&self) -> Option<[u8; 16]> {
+        Some(self.last?.anchor.boot_id).filter(|id| *id != [0; 16])
+    }
+
+    /// `CLOCK_REALTIME` at a time of the running kernel, in nanoseconds since 1970, by the last reading.
+    #[must_use]
+    pub fn realtime(&self, t_ns: u64) -> Option<u64> {
+        let last = self.last?;
+        let since = t_ns.cast_signed().wrapping_sub(last.t_ns.cast_signed());
+        last.anchor.realtime_ns.checked_add_signed(since)
+    }
+
     /// Takes in a reading of all clocks, made at `t_ns`.
     pub fn read(&mut self, t_ns: u64, anchor: Anchor) -> Told {
         let now = Reading { t_ns, anchor };

@@ -243,6 +243,11 @@ pub struct Update {
     pub outcome: Outcome,
     /// When its first event began (see [`Phase`]).
     pub began_ns: u64,
+    /// When its first event began, `CLOCK_MONOTONIC` of the first of [`boot_ids`](Self::boot_ids) in
+    /// nanoseconds: wherever a replay begins, this is the same.
+    pub began_monotonic_ns: u64,
+    /// When its first event began, in nanoseconds since 1970, by the last reading of the clocks.
+    pub began_realtime_ns: Option<u64>,
     /// When its last event ended.
     pub ended_ns: Option<u64>,
     /// Its sessions, in the order of their creation. v3's flat space is one.
@@ -257,6 +262,8 @@ pub struct Update {
     pub failed_freezes: u64,
     /// The releases of the kernels that it went through, as far as they are known.
     pub kernels: Vec<String>,
+    /// The boots that it went through, as far as they are known (`/proc/sys/kernel/random/boot_id`).
+    pub boot_ids: Vec<[u8; 16]>,
     /// How the clocks of the two kernels lie to each other.
     pub crossing: Option<Crossing>,
     /// Whether the new kernel is running.
