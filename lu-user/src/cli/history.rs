@@ -8,9 +8,8 @@ use anyhow::{Context as _, Result};
 use jiff::civil::DateTime;
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, Zoned};
-use lu_user::export::{HISTORY_SCHEMA, table};
+use lu_user::export::{History, table};
 use lu_user::journal;
-use serde_json::json;
 
 use super::trace::tell_torn;
 
@@ -49,8 +48,8 @@ impl Args {
         tell_torn(&torn);
         let mut out = std::io::stdout().lock();
         if self.json {
-            let list = json!({"schema": HISTORY_SCHEMA, "updates": entries});
-            serde_json::to_writer_pretty(&mut out, &list).map_err(std::io::Error::from)?;
+            let history = History::from(entries);
+            serde_json::to_writer_pretty(&mut out, &history).map_err(std::io::Error::from)?;
             out.write_all(b"\n")?;
         } else {
             out.write_all(table(&entries, &TimeZone::system()).as_bytes())?;

@@ -196,7 +196,13 @@ impl Sink for Run {
 
     fn record(&mut self, record: &Record) -> Result<()> {
         let kexec = record.kind() == Some(Kind::Kexec) && !record.is_emulated();
-        if kexec && !record.is_exit() {
+        // What was let through may fail with the same errno.
+        let through = self.urgent.as_ref().map(|urgent| urgent.by);
+        let refused =
+            kexec && Refusals::is_one(record) && through != Some(record.header.tid);
+        if refused && !self.refusals.push(record) {
+            // One of many, which are kept as one.
+        } else if kexec && !record.is_exit() {
             if self.urgent.is_none()
                 && let Some(refused) = self.refusals.take()
             {
@@ -212,8 +218,6 @@ impl Sink for Run {
             self.defer(&clocks::anchor());
         } else if self.urgent.is_some() {
             self.defer(record);
-        } else if Refusals::is_one(record) && !self.refusals.push(record) {
-            // One of many, which are kept as one.
         } else {
             self.note(record)?;
         }

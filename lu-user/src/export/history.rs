@@ -12,6 +12,24 @@ use super::{Report, duration};
 /// The value of the field `schema`.
 pub const HISTORY_SCHEMA: &str = "lu.history/1";
 
+/// The updates of a journal, as one document.
+#[derive(Debug, Serialize)]
+pub struct History {
+    /// [`HISTORY_SCHEMA`].
+    pub schema: &'static str,
+    /// The newest first.
+    pub updates: Vec<Entry>,
+}
+
+impl From<Vec<Entry>> for History {
+    fn from(updates: Vec<Entry>) -> Self {
+        Self {
+            schema: HISTORY_SCHEMA,
+            updates,
+        }
+    }
+}
+
 /// One update, as it is listed; null is unknown.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Entry {

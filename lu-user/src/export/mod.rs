@@ -5,7 +5,7 @@ mod report;
 mod trace;
 mod waterfall;
 
-pub use history::{Entry, HISTORY_SCHEMA, table};
+pub use history::{Entry, HISTORY_SCHEMA, History, table};
 pub use report::{Report, SCHEMA};
 pub use trace::{TraceLine, line};
 pub use waterfall::waterfall;

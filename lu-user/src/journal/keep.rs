@@ -146,9 +146,11 @@ impl Journal {
         // Without a history there is nothing to be made up for.
         let (segments, timeline) = tail(&segments, known.unwrap_or(u64::MAX));
         self.timeline = timeline;
+        // Their writer may have been killed, and the history must not be ahead of them.
+        segment::sync(segments)?;
         let replayed = segment::replay(segments, |record| {
             self.take_in(record);
-            if self.pending.len() >= BATCH {
+            if self.pending.len() >= self.told + BATCH {
                 self.keep();
             }
         });
@@ -221,12 +223,6 @@ impl Journal {
             seen: now.seen.saturating_sub(self.before.seen),
             lost: now.lost.saturating_sub(self.before.lost),
         }
-    }
-
-    /// What the records tell so far.
-    #[must_use]
-    pub const fn timeline(&self) -> &Timeline {
-        &self.timeline
     }
 
     /// Appends one record.

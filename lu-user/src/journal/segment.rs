@@ -160,7 +160,8 @@ impl Writer {
         self.syncing.retain(|syncing| !syncing.is_finished());
         let file = self.file.get_ref().try_clone();
         let file = file.map_err(at("duplicate", &self.path))?;
-        self.syncing.push(thread::spawn(move || file.sync_data()));
+        let sync = thread::Builder::new().spawn(move || file.sync_data());
+        self.syncing.push(sync.map_err(at("sync", &self.path))?);
         Ok(())
     }
 
@@ -318,6 +319,15 @@ pub fn end_of_run(segments: &[Segment], run: u64) -> u64 {
         Some(segment.end(header))
     });
     ends.max().unwrap_or(0)
+}
+
+/// Brings files to the disk that somebody else has written.
+pub fn sync(segments: &[Segment]) -> Result<(), Error> {
+    for Segment { path, .. } in segments {
+        let file = File::open(path).map_err(at("open", path))?;
+        file.sync_data().map_err(at("sync", path))?;
+    }
+    Ok(())
 }
 
 /// Hands every record in `segments` to `each`, oldest first, the first file's context before them. What is

@@ -494,6 +494,7 @@ fn power_cuts() -> Result<()> {
             "update {number} was told to be {outcome}, and is kept as {found:?}"
         );
     }
+    // From stage 2 on lu has what the flight recorder had on the disk: the next boot tells of it at the latest.
     let finished = told.values().filter(|outcome| *outcome == "finished");
     ensure!(finished.count() > 0 && told.len() >= 5, "{told:?}");
     // A report and every event of what is left can be read.
