@@ -1,6 +1,6 @@
 //! `lu history`.
 
-use std::io::Write as _;
+use std::io::{BufWriter, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -46,7 +46,7 @@ impl Args {
             .map(|since| u64::try_from(since.as_nanosecond()).unwrap_or(0));
         let (entries, torn) = reader.entries(limit, since)?;
         tell_torn(&torn);
-        let mut out = std::io::stdout().lock();
+        let mut out = BufWriter::new(std::io::stdout().lock());
         if self.json {
             let history = History::from(entries);
             serde_json::to_writer_pretty(&mut out, &history).map_err(std::io::Error::from)?;
@@ -54,6 +54,7 @@ impl Args {
         } else {
             out.write_all(table(&entries, &TimeZone::system()).as_bytes())?;
         }
+        out.flush()?;
         Ok(ExitCode::SUCCESS)
     }
 }

@@ -1,6 +1,6 @@
 //! `lu report`.
 
-use std::io::Write as _;
+use std::io::{BufWriter, Write as _};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -56,13 +56,14 @@ impl Args {
                 }
             }
         };
-        let mut out = std::io::stdout().lock();
+        let mut out = BufWriter::new(std::io::stdout().lock());
         if self.json {
             serde_json::to_writer_pretty(&mut out, &report).map_err(std::io::Error::from)?;
             out.write_all(b"\n")?;
         } else {
             out.write_all(waterfall(&report, super::columns()).as_bytes())?;
         }
+        out.flush()?;
         Ok(ExitCode::SUCCESS)
     }
 }
