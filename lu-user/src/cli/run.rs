@@ -198,8 +198,7 @@ impl Sink for Run {
         let kexec = record.kind() == Some(Kind::Kexec) && !record.is_emulated();
         // What was let through may fail with the same errno.
         let through = self.urgent.as_ref().map(|urgent| urgent.by);
-        let refused =
-            kexec && Refusals::is_one(record) && through != Some(record.header.tid);
+        let refused = kexec && Refusals::is_one(record) && through != Some(record.header.tid);
         if refused && !self.refusals.push(record) {
             // One of many, which are kept as one.
         } else if kexec && !record.is_exit() {
