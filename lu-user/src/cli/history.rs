@@ -19,7 +19,7 @@ use super::trace::tell_torn;
 /// anything with sqlite3: its views are phases, sessions, files, errors and verdicts.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  lu history\n  lu history --since 7d\n  lu history --since 2026-11-01 --limit 1000 --json | jq '.updates[] | select(.outcome != \"finished\")'\n  sqlite3 -readonly /var/lib/lu/history.db 'SELECT number, ns / 1e6 FROM phases WHERE name = \"boot\"'"
+    after_help = "Examples:\n  lu history\n  lu history --since 7d\n  lu history --since 2026-11-01 --limit 1000 --json | jq '.updates[] | select(.outcome != \"finished\")'\n  sqlite3 -readonly /var/lib/lu/history.db \"SELECT number, ns FROM phases WHERE name = 'boot'\""
 )]
 pub struct Args {
     /// Where the journal is.
