@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
 
+use crate::sh;
+
 /// Starts of each program.
 const RUNS: usize = 10;
 
@@ -88,6 +90,87 @@ pub fn startup(lu: &Path) -> Result<()> {
         verdict(lu.started[RUNS / 2] <= STARTED_WITHIN),
         RESIDENT_AT_MOST_KIB / 1024,
         verdict(lu.resident_kib[RUNS / 2] <= RESIDENT_AT_MOST_KIB)
+    );
+    Ok(())
+}
+
+/// What is asked of lu's answers, on the reference machine.
+const ANSWERED_WITHIN: Duration = Duration::from_millis(100);
+
+/// How long `lu history` and `lu report` take from exec to exit, of a journal with so many updates.
+pub fn history(lu: &Path, example: &Path, updates: u64) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    sh::run(
+        sh::command(example)
+            .arg(folder.path())
+            .arg(updates.to_string()),
+    )?;
+    let (mut files, mut events, mut database) = (0, 0, 0);
+    for entry in fs::read_dir(folder.path())? {
+        let entry = entry?;
+        let size = entry.metadata()?.len();
+        if entry
+            .path()
+            .extension()
+            .is_some_and(|ending| ending == "events")
+        {
+            files += 1;
+            events += size;
+        } else {
+            database += size;
+        }
+    }
+    println!(
+        "{updates} updates: history.db {:.1} MiB, events {:.1} MiB in {files} files",
+        database as f64 / f64::from(1 << 20),
+        events as f64 / f64::from(1 << 20)
+    );
+    println!(
+        "{:<38}{:>26}{:>12}",
+        "", "min / median / max, ms", "output, KiB"
+    );
+    let (all, middle) = (updates.to_string(), (updates / 2).max(1).to_string());
+    let mut slowest = Duration::ZERO;
+    for arguments in [
+        &["history"][..],
+        &["history", "--json"],
+        &["history", "--limit", &all],
+        &["history", "--limit", &all, "--json"],
+        &["report"],
+        &["report", "--json"],
+        &["report", "--update", "1"],
+        &["report", "--update", &middle],
+    ] {
+        let mut took = Vec::new();
+        let mut bytes = 0;
+        for run in 0..=RUNS {
+            let mut command = sh::command(lu);
+            command.args(arguments).arg("--journal").arg(folder.path());
+            let start = Instant::now();
+            bytes = sh::read(&mut command)?.len();
+            // The first run warms the caches up.
+            if run > 0 {
+                took.push(start.elapsed());
+            }
+        }
+        took.sort_unstable();
+        let ms = |index: usize| took[index].as_secs_f64() * 1e3;
+        println!(
+            "{:<38}{:>26}{:>12}",
+            format!("lu {}", arguments.join(" ")),
+            format!("{:.1} / {:.1} / {:.1}", ms(0), ms(RUNS / 2), ms(RUNS - 1)),
+            bytes.div_ceil(1024)
+        );
+        slowest = slowest.max(took[RUNS / 2]);
+    }
+    println!(
+        "goal: each within {} ms: {}",
+        ANSWERED_WITHIN.as_millis(),
+        if slowest <= ANSWERED_WITHIN {
+            "reached"
+        } else {
+            "NOT reached"
+        }
     );
     Ok(())
 }

@@ -30,6 +30,12 @@ pub fn demo() -> Result<(PathBuf, PathBuf)> {
     Ok((lu()?, example))
 }
 
+/// The release binary and the example that fills a journal.
+pub fn updates() -> Result<(PathBuf, PathBuf)> {
+    let example = executable(cargo()?, "lu-user", &["--example", "updates"], "updates")?;
+    Ok((lu()?, example))
+}
+
 /// The release binary for a machine that has no libraries.
 pub fn lu_static() -> Result<PathBuf> {
     sh::say("building lu (release, static)");

@@ -54,6 +54,12 @@ enum Command {
 enum Bench {
     /// From exec to all hooks attached, and memory while idle; beside bpftrace.
     Startup,
+    /// What `lu history` and `lu report` take where a journal has many updates.
+    History {
+        /// How many.
+        #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
+        updates: u64,
+    },
     /// What a live update of many files takes in the lab, with lu and without it, in turns.
     Observe {
         /// Sessions.
@@ -111,6 +117,11 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Bench(Bench::Startup) => {
             setup::ensure(setup::For::Bench)?;
             bench::startup(&build::lu()?)?;
+        }
+        Command::Bench(Bench::History { updates }) => {
+            setup::ensure(setup::For::Build)?;
+            let (lu, example) = build::updates()?;
+            bench::history(&lu, &example, updates)?;
         }
         Command::Bench(Bench::Observe {
             sessions,

@@ -52,7 +52,7 @@ impl Program {
     }
 }
 
-const PROGRAMS: [Program; 12] = [
+const PROGRAMS: [Program; 13] = [
     Program {
         name: "cc",
         package: "gcc libc6-dev",
@@ -77,6 +77,12 @@ const PROGRAMS: [Program; 12] = [
         package: "qemu-system-x86",
         why: "runs the lab's virtual machines",
         wanted: &[For::Lab, For::LabShell],
+    },
+    Program {
+        name: "mkfs.ext4",
+        package: "e2fsprogs",
+        why: "makes the disk on which lu's journal outlives a virtual machine of the lab",
+        wanted: &[For::Lab],
     },
     Program {
         name: "busybox",

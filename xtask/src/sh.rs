@@ -121,9 +121,10 @@ pub fn found(program: &str) -> bool {
     find(program).is_some()
 }
 
-/// Where in `PATH` `program` is.
+/// Where in `PATH` `program` is, or where programs for root are, which Debian leaves out of the others' `PATH`.
 pub fn find(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
         .map(|dir| dir.join(program))
         .find(|path| path.is_file())
 }

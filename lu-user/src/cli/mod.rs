@@ -4,6 +4,7 @@ mod canary;
 mod ctl;
 mod doctor;
 mod emulate;
+mod history;
 mod report;
 mod run;
 mod stop;
@@ -27,6 +28,7 @@ use clap::{Parser, Subcommand};
                   lu trace                          a line for each event, until Ctrl-C\n  \
                   lu run --journal /var/lib/lu      record live updates\n  \
                   lu report --journal /var/lib/lu   the last one, as a waterfall\n  \
+                  lu history --journal /var/lib/lu  all of them\n  \
                   lu canary                         before and after a kexec: how long a workload is dark\n  \
                   lu emulate -- ./my-vmm            a program with an orchestrator of its own"
 )]
@@ -40,6 +42,7 @@ enum Command {
     Trace(trace::Args),
     Run(run::Args),
     Report(report::Args),
+    History(history::Args),
     Doctor(doctor::Args),
     Emulate(emulate::Args),
     Canary(canary::Args),
@@ -57,6 +60,7 @@ pub fn main() -> ExitCode {
         Command::Trace(args) => args.run(),
         Command::Run(args) => args.run(),
         Command::Report(args) => args.run(),
+        Command::History(args) => args.run(),
         Command::Doctor(args) => args.run(),
         Command::Emulate(args) => args.run(),
         Command::Canary(args) => args.run(),

@@ -7,8 +7,9 @@ use std::process::ExitCode;
 use anyhow::{Context as _, Result, bail};
 use clap::ValueEnum;
 use lu_user::export::{Report, html, perfetto, waterfall};
-use lu_user::journal;
-use lu_user::timeline::Timeline;
+use lu_user::journal::{self, Reader};
+
+use super::trace::tell_torn;
 
 /// Show one update from the journal: what needs attention, phases, blackout, files, losses.
 #[derive(clap::Args)]
@@ -19,8 +20,8 @@ pub struct Args {
     /// Where the journal is.
     #[arg(long, value_name = "DIR", default_value = journal::FOLDER)]
     journal: PathBuf,
-    /// Which update, counted from 1 in the journal; unless told otherwise the last one that came through a
-    /// kexec or to an end, else the one that is being made ready.
+    /// Which update, by its number in the journal (see `lu history`); unless told otherwise the last one that came
+    /// through a kexec or to an end, else the one that is being made ready.
     #[arg(long, value_name = "NUMBER")]
     update: Option<u64>,
     /// In which form.
@@ -48,41 +49,39 @@ enum Format {
 
 impl Args {
     pub fn run(&self) -> Result<ExitCode> {
-        let mut timeline = Timeline::new();
-        let torn = journal::replay(&self.journal, |record| timeline.push(record))?;
-        super::trace::tell_torn(&torn);
-        let update = match self.update {
-            None => timeline.latest_told().with_context(|| {
-                format!(
-                    "no live update in {} yet: {} events, none of them a preserve{}",
-                    self.journal.display(),
-                    timeline.events().seen,
-                    match timeline.plain_kexecs() {
-                        0 => String::new(),
-                        1 => ", and a kexec with nothing to hand over".to_owned(),
-                        more => format!(", and {more} kexecs with nothing to hand over"),
-                    }
-                )
-            })?,
+        let reader = open(&self.journal);
+        let report = match self.update {
+            None => {
+                let (latest, torn) = reader.latest()?;
+                tell_torn(&torn);
+                match latest {
+                    Ok(report) => report,
+                    Err(nothing) => bail!(
+                        "no live update in {} yet: {} events, none of them a preserve{}",
+                        self.journal.display(),
+                        nothing.events,
+                        match nothing.plain_kexecs {
+                            0 => String::new(),
+                            1 => ", and a kexec with nothing to hand over".to_owned(),
+                            more => format!(", and {more} kexecs with nothing to hand over"),
+                        }
+                    ),
+                }
+            }
             Some(number) => {
-                let found = timeline.updates().find(|update| update.number == number);
-                let Some(update) = found else {
-                    let numbers: Vec<String> =
-                        timeline.updates().map(|u| u.number.to_string()).collect();
-                    bail!(
+                let (found, torn) = reader.update(number)?;
+                tell_torn(&torn);
+                match found {
+                    Ok(report) => report,
+                    Err(numbers) => bail!(
                         "there is no update {number} in {}; there are: {}",
                         self.journal.display(),
-                        if numbers.is_empty() {
-                            "none".to_owned()
-                        } else {
-                            numbers.join(", ")
-                        }
-                    );
-                };
-                update
+                        spans(&numbers)
+                    ),
+                }
             }
         };
-        self.print(&Report::from(update))?;
+        self.print(&report)?;
         Ok(ExitCode::SUCCESS)
     }
 
@@ -107,5 +106,42 @@ impl Args {
                 .with_context(|| format!("cannot write {}", path.display()));
         }
         Ok(out.write_all(&bytes)?)
+    }
+}
+
+/// Opens a journal for reading; what is wrong with its history is said, and no reason to stop.
+pub fn open(folder: &std::path::Path) -> Reader {
+    let reader = Reader::open(folder);
+    if let Some(problem) = &reader.problem {
+        eprintln!("lu: {problem}");
+    }
+    reader
+}
+
+/// Numbers in ascending order, those without a gap as one span.
+fn spans(numbers: &[u64]) -> String {
+    let spans: Vec<String> = numbers
+        .chunk_by(|a, b| a + 1 == *b)
+        .filter_map(|span| match span {
+            [] => None,
+            [one] => Some(one.to_string()),
+            [first, .., last] => Some(format!("{first} to {last}")),
+        })
+        .collect();
+    if spans.is_empty() {
+        "none".to_owned()
+    } else {
+        spans.join(", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_without_a_gap_are_one_span() {
+        assert_eq!(spans(&[]), "none");
+        assert_eq!(spans(&[1, 2, 3, 7, 9, 10]), "1 to 3, 7, 9 to 10");
     }
 }

@@ -10,18 +10,18 @@ use bytesize::ByteSize;
 use lu_common::event::{Kind, Record};
 use lu_user::export::duration;
 use lu_user::journal::recorder::{self, Found, Place, Recorder};
-use lu_user::journal::{self, boot, clocks};
+use lu_user::journal::refusals::Refusals;
+use lu_user::journal::{self, Journal, Retention, boot, clocks};
 use lu_user::orchestrator::Orchestrator;
 use lu_user::reboot_cpu::OffRebootCpu;
-use lu_user::timeline::{Outcome, Timeline};
 
 use super::trace::Printer;
 use super::watch::{Sink, Watch, tell};
 
 /// Watch live updates until stopped, and keep a journal of them.
 ///
-/// Each update that ends is told in a line on standard error. With the kernel's orchestrator what is seen is
-/// recorded in memory too, preserved in a session called lu-recorder, so that lu in the new kernel joins
+/// Each update that ends is kept in the journal's history, and told in a line on standard error. With the
+/// kernel's orchestrator what is seen is recorded in memory too, preserved in a session called lu-recorder, so that lu in the new kernel joins
 /// both halves of an update; the device is held for the moment of its creation alone.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  lu run\n  lu run --journal /tmp/lu --trace")]
@@ -29,6 +29,12 @@ pub struct Args {
     /// Where the journal is.
     #[arg(long, value_name = "DIR", default_value = journal::FOLDER)]
     journal: PathBuf,
+    /// How many updates are kept; the oldest go first.
+    #[arg(long, value_name = "N", default_value_t = Retention::default().updates, value_parser = clap::value_parser!(u64).range(1..))]
+    keep_updates: u64,
+    /// How large the journal may become: the oldest events go first, then the oldest updates.
+    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(Retention::default().bytes))]
+    keep_size: ByteSize,
     /// Print the events too, as `lu trace` does.
     #[arg(long)]
     trace: bool,
@@ -69,21 +75,25 @@ impl RecorderIn {
 
 impl Args {
     pub fn run(&self) -> Result<ExitCode> {
+        let retention = Retention {
+            updates: self.keep_updates,
+            bytes: self.keep_size.as_u64(),
+        };
         let mut run = Run {
             born: clocks::anchor(),
             folder: self.journal.clone(),
-            journal: journal::Writer::create(&self.journal)?,
+            journal: Journal::open(&self.journal, retention)?,
+            refusals: Refusals::default(),
             recorder: None,
             recorder_size: self.recorder,
             recorder_in: self.recorder_in,
-            timeline: Timeline::new(),
-            told: 0,
             printer: self.trace.then(|| Printer::new(false)),
             urgent: None,
             deferred: Vec::new(),
         };
         let losses = self.watch.watch(&mut run)?;
-        let events = run.timeline.events();
+        run.say_problems();
+        let events = run.journal.events();
         eprintln!(
             "lu: {} events in {}, {}",
             events.seen,
@@ -105,13 +115,11 @@ struct Run {
     /// kexec come at once.
     born: Record,
     folder: PathBuf,
-    journal: journal::Writer,
+    journal: Journal,
+    refusals: Refusals,
     recorder: Option<Recorder>,
     recorder_size: ByteSize,
     recorder_in: RecorderIn,
-    timeline: Timeline,
-    /// The last update whose end was told.
-    told: u64,
     printer: Option<Printer>,
     urgent: Option<Urgent>,
     /// What goes to the journal and the terminal once there is time again: both may block for ever on a
@@ -129,23 +137,6 @@ struct Urgent {
 }
 
 impl Run {
-    /// What the journal has comes before what was recorded.
-    fn replay(&mut self) {
-        if let Err(error) = journal::replay(&self.folder, |record| self.timeline.push(record)) {
-            eprintln!(
-                "lu: the journal cannot be read, so what was before the recorder is missing: {error}"
-            );
-        }
-        // Their ends were told when they came.
-        self.told = self
-            .timeline
-            .updates()
-            .filter(|update| update.outcome != Outcome::InProgress)
-            .map(|update| update.number)
-            .max()
-            .unwrap_or(0);
-    }
-
     /// What an earlier lu recorded comes first, as far as the journal does not have it. It is let go only once
     /// it is in the journal.
     fn recover(&mut self, found: Found) -> Result<()> {
@@ -159,21 +150,13 @@ impl Run {
                 return Ok(());
             }
         };
-        let have = journal::count(&self.folder, recovered.run)?;
-        let mut journal = journal::Writer::go_on(&self.folder, recovered.run)?;
-        let mut old: Vec<Record> = recovered.behind(have).collect();
-        let joined = old.iter().filter(|record| record.lost().is_none()).count();
-        old.push(recovered.last_beat);
-        for record in &old {
-            journal.append(record)?;
-            self.timeline.push(record);
+        let joined = self.journal.join(recovered)?;
+        for record in &joined {
             if let Some(printer) = &mut self.printer {
                 printer.record(record)?;
             }
         }
-        journal.sync()?;
-        // What comes now sorts behind it.
-        self.journal.begin_anew()?;
+        let joined = joined.iter().filter(|record| record.is_from_hook()).count();
         if joined > 0 || recovered.senseless > 0 {
             eprintln!(
                 "lu: {joined} events from before, in {}{}",
@@ -235,9 +218,22 @@ impl Run {
         self.deferred.push(*record);
     }
 
+    /// The reboots that were refused meanwhile, as one.
+    fn note_refusals(&mut self) -> Result<()> {
+        match self.refusals.take() {
+            Some(record) => self.note(&record),
+            None => Ok(()),
+        }
+    }
+
+    fn say_problems(&mut self) {
+        for problem in self.journal.problems() {
+            eprintln!("lu: {problem}");
+        }
+    }
+
     fn keep(&mut self, record: &Record) -> Result<()> {
-        self.journal.append(record)?;
-        self.timeline.push(record);
+        self.journal.push(record)?;
         if let Some(printer) = &mut self.printer {
             printer.record(record)?;
         }
@@ -250,11 +246,7 @@ impl Sink for Run {
         // The emulated orchestrator's kexec ends its clients, not us.
         let in_kernel = orchestrators.contains(&Orchestrator::Kernel);
         if in_kernel {
-            let all = recorder::recover(&self.folder, stop);
-            if all.iter().flatten().any(|found| found.contents.is_ok()) {
-                self.replay();
-            }
-            for found in all {
+            for found in recorder::recover(&self.folder, stop) {
                 match found {
                     Ok(found) => self.recover(found)?,
                     Err(error) => {
@@ -264,6 +256,11 @@ impl Sink for Run {
                     }
                 }
             }
+        }
+        // What comes now sorts behind it.
+        self.journal.begin()?;
+        self.say_problems();
+        if in_kernel {
             self.begin_recorder(stop)?;
         }
         self.note(&clocks::kernel())?;
@@ -277,7 +274,17 @@ impl Sink for Run {
 
     fn record(&mut self, record: &Record) -> Result<()> {
         let kexec = record.kind() == Some(Kind::Kexec) && !record.is_emulated();
-        if kexec && !record.is_exit() {
+        // What was let through may fail with the same errno.
+        let through = self.urgent.as_ref().map(|urgent| urgent.by);
+        let refused = kexec && Refusals::is_one(record) && through != Some(record.header.tid);
+        if refused && !self.refusals.push(record) {
+            // One of many, which are kept as one.
+        } else if kexec && !record.is_exit() {
+            if self.urgent.is_none()
+                && let Some(refused) = self.refusals.take()
+            {
+                self.defer(&refused);
+            }
             self.defer(record);
             self.urgent = Some(Urgent {
                 by: record.header.tid,
@@ -288,9 +295,6 @@ impl Sink for Run {
             self.defer(&clocks::anchor());
         } else if self.urgent.is_some() {
             self.defer(record);
-        } else if kexec && record.errno() == Some(libc::EPERM) {
-            // Anybody can have that, and must not push anything out of the recorder.
-            self.keep(record)?;
         } else {
             self.note(record)?;
         }
@@ -301,7 +305,9 @@ impl Sink for Run {
     }
 
     fn tick(&mut self) -> Result<()> {
-        self.note(&clocks::anchor())
+        self.note_refusals()?;
+        self.note(&clocks::anchor())?;
+        Ok(self.journal.tick()?)
     }
 
     fn is_urgent(&self) -> bool {
@@ -319,7 +325,7 @@ impl Sink for Run {
     }
 
     fn end(&mut self) -> Result<()> {
-        self.note(&clocks::anchor())
+        self.tick()
     }
 
     fn settle(&mut self) -> Result<()> {
@@ -327,27 +333,25 @@ impl Sink for Run {
         for record in std::mem::take(&mut self.deferred) {
             self.keep(&record)?;
         }
-        self.journal.flush()?;
+        let ended = self.journal.settle()?;
         if let Some(printer) = &mut self.printer {
             printer.settle()?;
         }
-        for update in self.timeline.updates() {
-            if update.outcome != Outcome::InProgress && update.number > self.told {
-                self.told = update.number;
-                eprintln!(
-                    "lu: update {} {}, blackout {}{}",
-                    update.number,
-                    update.outcome.name(),
-                    update
-                        .blackout()
-                        .map_or_else(|| "unknown".to_owned(), |blackout| duration(blackout.ns)),
-                    if update.events.lost > 0 {
-                        " or more (events were lost)"
-                    } else {
-                        ""
-                    }
-                );
-            }
+        self.say_problems();
+        for update in ended {
+            eprintln!(
+                "lu: update {} {}, blackout {}{}",
+                update.update,
+                update.outcome.name(),
+                update
+                    .blackout
+                    .map_or_else(|| "unknown".to_owned(), |blackout| duration(blackout.ns)),
+                if update.events.lost > 0 {
+                    " or more (events were lost)"
+                } else {
+                    ""
+                }
+            );
         }
         Ok(())
     }

@@ -44,7 +44,7 @@ impl Args {
 
 fn replay(folder: &Path, printer: &mut Printer) -> Result<ExitCode> {
     let mut failed = Ok(());
-    let torn = journal::replay(folder, |record| {
+    let torn = journal::read::records(folder, |record| {
         if failed.is_ok() {
             failed = printer.record(record);
         }

@@ -1,6 +1,7 @@
-//! What leaves lu: a report in its forms, a line for each event.
+//! What leaves lu: a report in its forms, a list of updates, a line for each event.
 
 mod attention;
+mod history;
 mod html;
 pub mod perfetto;
 mod report;
@@ -8,6 +9,7 @@ mod trace;
 mod waterfall;
 
 pub use attention::{AttentionJson, AttentionKind};
+pub use history::{Entry, HISTORY_SCHEMA, History, table};
 pub use html::html;
 pub use perfetto::perfetto;
 pub use report::{CallerJson, Report, SCHEMA};

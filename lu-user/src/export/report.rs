@@ -36,6 +36,9 @@ pub struct Report {
     /// When it began, as in the phases (see [`PhaseJson`]).
     #[serde(default)]
     pub began_ns: Option<u64>,
+    /// When it began: `CLOCK_MONOTONIC` of the first of these boots, in nanoseconds.
+    #[serde(default)]
+    pub began_monotonic_ns: u64,
     /// When it began: `CLOCK_REALTIME`, in nanoseconds since 1970; null where no clock was read before.
     #[serde(default)]
     pub began_realtime_ns: Option<u64>,
@@ -72,6 +75,9 @@ pub struct Report {
     pub canary: Option<CanaryJson>,
     /// The sessions, in the order of their creation; v3's flat space is one without a name.
     pub sessions: Vec<SessionJson>,
+    /// What became of the files in them, lu's own left out.
+    #[serde(default)]
+    pub files: FilesJson,
     /// Sessions that were closed before the kexec and are left out, because there were too many.
     pub forgotten_sessions: u64,
     /// What the policy said, other than a plain allow.
@@ -294,6 +300,34 @@ pub struct FileJson {
     pub outcome: FileOutcome,
 }
 
+/// How many files.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FilesJson {
+    /// Handed over to the new kernel.
+    pub handed_over: u64,
+    /// Of these, given out there.
+    pub restored: u64,
+}
+
+impl FilesJson {
+    fn of(update: &Update) -> Self {
+        let mut files = Self::default();
+        for (session, _, file) in update.files() {
+            let handed_over = match file.outcome {
+                FileOutcome::Frozen | FileOutcome::Restored | FileOutcome::Unclaimed => true,
+                // Its freeze, or its restore?
+                FileOutcome::Failed => file.restore.is_some(),
+                _ => false,
+            };
+            if !session.is_own() {
+                files.handed_over += u64::from(handed_over);
+                files.restored += u64::from(file.outcome == FileOutcome::Restored);
+            }
+        }
+        files
+    }
+}
+
 /// Failed system calls of one sort.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ErrorJson {
@@ -398,6 +432,7 @@ impl From<&Update> for Report {
             kernels: update.kernels.clone(),
             boot_ids: update.boot_ids.iter().copied().map(uuid).collect(),
             began_ns: Some(update.began_ns),
+            began_monotonic_ns: update.began_monotonic_ns,
             began_realtime_ns: update.began_realtime_ns,
             outcome: update.outcome,
             attention,
@@ -415,6 +450,7 @@ impl From<&Update> for Report {
                 .values()
                 .map(|session| SessionJson::new(session, beyond))
                 .collect(),
+            files: FilesJson::of(update),
             forgotten_sessions: update.forgotten_sessions,
             verdicts: Vec::new(),
             errors: update

@@ -54,6 +54,7 @@ pub struct Timeline {
     watch_began_ns: Option<u64>,
     plain_kexecs: u64,
     last_number: u64,
+    ended: u64,
     seen: u64,
     lost: u64,
 }
@@ -70,6 +71,56 @@ impl Timeline {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Nothing seen yet, and the updates up to `number` are over: the next one is counted on from there.
+    #[must_use]
+    pub fn after(number: u64) -> Self {
+        Self {
+            last_number: number,
+            ..Self::default()
+        }
+    }
+
+    /// The number of the newest update that has begun.
+    #[must_use]
+    pub const fn last_number(&self) -> u64 {
+        self.last_number
+    }
+
+    /// The next update gets a number above this one too.
+    pub fn count_from(&mut self, number: u64) {
+        self.last_number = self.last_number.max(number);
+    }
+
+    /// Whether no update is under way, nothing has been lost since the last one, and nothing is preserved but
+    /// lu's own: what comes can be told without what was.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.incoming.is_none()
+            && !self.outgoing.has_begun()
+            && self.outgoing.events.lost == 0
+            && self.is_empty()
+    }
+
+    /// How many updates have ended.
+    #[must_use]
+    pub const fn ended(&self) -> u64 {
+        self.ended
+    }
+
+    /// The updates that have ended since there were `before` of them, as far as they are remembered, in the
+    /// order of their ends.
+    #[must_use]
+    pub fn ended_since(&self, before: u64) -> impl ExactSizeIterator<Item = &Update> {
+        let new = usize::try_from(self.ended.saturating_sub(before)).unwrap_or(usize::MAX);
+        self.past.iter().skip(self.past.len().saturating_sub(new))
+    }
+
+    /// The update that came through the last kexec and has not ended.
+    #[must_use]
+    pub const fn incoming(&self) -> Option<&Update> {
+        self.incoming.as_ref()
     }
 
     /// All updates, oldest first, those under way last.
@@ -130,13 +181,13 @@ impl Timeline {
         self.count_error(kind, record);
         self.hold(kind, record);
         let side = self.side(kind, record);
-        let ended_before = self.past.len();
+        let ended_before = self.ended;
         match side {
             Side::Outgoing => self.outgoing_event(kind, record),
             Side::Incoming => self.incoming_event(kind, record),
         }
         // An update that this very event ended has it too.
-        let ended = self.past.len() > ended_before || self.past.len() == REMEMBERED;
+        let ended = self.ended > ended_before;
         let past = self
             .past
             .back_mut()
@@ -314,8 +365,8 @@ impl Timeline {
         update.interface = Some(record.interface());
         update.emulated = record.is_emulated();
         update.began_ns = record.header.t_ns;
-        let here = self.axis.of_kernel(record.header.t_ns);
-        update.began_realtime_ns = self.axis.realtime(here);
+        update.began_monotonic_ns = self.axis.of_kernel(record.header.t_ns);
+        update.began_realtime_ns = self.axis.realtime(update.began_monotonic_ns);
         update.boot_ids.extend(self.axis.boot_id());
         if update.kernels.is_empty() {
             update.kernels.extend(self.kernel.clone());
@@ -358,7 +409,7 @@ impl Timeline {
             (Side::Incoming, Some(update)) => update,
             _ => &mut self.outgoing,
         };
-        *update.errors.entry((operation, errno)).or_default() += 1;
+        *update.errors.entry((operation, errno)).or_default() += times(kind, record);
     }
 
     /// Who has the device, and who is refused it.
@@ -663,6 +714,7 @@ impl Timeline {
     }
 
     fn remember(&mut self, update: Update) {
+        self.ended += 1;
         if self.past.len() == REMEMBERED {
             self.past.pop_front();
         }
@@ -709,6 +761,17 @@ fn restore(update: &mut Update, record: &Record, name: Option<String>) {
         update
             .troubles
             .fail(failed, ret.wrapping_neg(), record.header.t_ns);
+    }
+}
+
+/// How many calls that failed a record stands for: of reboot(KEXEC) without the privilege, which anybody can
+/// call as often as they like, only some are kept, with how many more there were (see
+/// [`crate::journal::refusals`]).
+fn times(kind: Kind, record: &Record) -> u64 {
+    if kind == Kind::Kexec && record.errno() == Some(errno::EPERM) {
+        record.call.bytes.saturating_add(1)
+    } else {
+        1
     }
 }
 

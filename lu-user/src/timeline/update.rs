@@ -215,6 +215,9 @@ pub struct Update {
     pub outcome: Outcome,
     /// When its first event began (see [`super::Stretch`]).
     pub began_ns: u64,
+    /// When its first event began, `CLOCK_MONOTONIC` of the first of [`boot_ids`](Self::boot_ids) in
+    /// nanoseconds: wherever a replay begins, this is the same.
+    pub began_monotonic_ns: u64,
     /// When its first event began, in nanoseconds since 1970, by the last reading of the clocks.
     pub began_realtime_ns: Option<u64>,
     /// When its last event ended.

@@ -3,6 +3,7 @@
 
 mod clients;
 mod commands;
+mod killed;
 mod robust;
 mod sessions;
 mod stories;
@@ -19,6 +20,7 @@ fn main() {
     trials.extend(watched::trials());
     trials.extend(stories::trials());
     trials.extend(commands::trials());
+    trials.extend(killed::trials());
     let mut args = Arguments::from_args();
     // They share the machine: emulators are found by their sockets, and timings would be disturbed.
     args.test_threads = Some(1);

@@ -42,6 +42,7 @@ Examples:
   cargo xtask lab run --out /tmp/lab --include ./old-vmm --include ./new-vmm \\
       --stage1 old-vmm --stage2 'new-vmm --check'
   cargo xtask lab run --out /tmp/lab --single-boot --stage1 'lu doctor --json'
+  cargo xtask lab run --out /tmp/lab --disk /tmp/lab-disk    again and again: lu history grows
   cargo xtask lab run --out /tmp/lab --kernel debian-cloud --single-boot \\
       --append lsm=landlock,lockdown,yama,bpf --stage1 'lu doctor'";
 
@@ -107,7 +108,7 @@ struct Guest {
 /// one is included. The next kernel is loaded before stage 1. What stage 1 leaves running lives until
 /// the jump, so it can hold sessions. A stage may also call reboot(KEXEC) itself.
 ///
-/// In the folder: status.json (how it went, each step with its time), report.json, trace.jsonl, console.log,
+/// In the folder: status.json (how it went, each step with its time), report.json, history.json, trace.jsonl, console.log,
 /// stageN.out and stageN.err, lu-run-N.err, and whatever the guest's programs write into /out.
 #[derive(clap::Args)]
 #[command(after_help = format!("{RUN_EXAMPLES}\n\n{EXIT_STATUS}"))]
@@ -128,6 +129,9 @@ struct RunArgs {
     /// How long it may take, from power-on to power-off.
     #[arg(long, value_name = "TIME", default_value_t = LIMIT.into())]
     timeout: humantime::Duration,
+    /// A disk for lu's journal that stays for the next run; made, with 1 GiB, where it is missing.
+    #[arg(long, value_name = "FILE", conflicts_with = "without_lu")]
+    disk: Option<PathBuf>,
     /// The folder for what the guest leaves; created.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -276,6 +280,7 @@ impl RunArgs {
         })?;
         run.kexecs = if self.single_boot { 0 } else { self.kexecs };
         run.limit = Duration::from(self.timeout);
+        run.disk = self.disk;
         run.start()
     }
 }

@@ -14,6 +14,7 @@ use cpio::newc::{ModeFileType, trailer};
 use object::Object as _;
 
 use super::protocol::{INITRD, KERNEL, PLAN, Plan};
+use crate::sh;
 
 /// The folders that the kernel and init expect.
 const FOLDERS: [&str; 5] = ["dev", "proc", "sys", "bin", "modules"];
@@ -163,6 +164,30 @@ pub fn disk(path: &Path, includes: &[Include], kernel: &Path, initrd: &Path) -> 
 /// An empty disk for what the guest brings out; it takes room only as it is written.
 pub fn empty_disk(path: &Path, size: u64) -> Result<()> {
     create(path)?.set_len(size)?;
+    Ok(())
+}
+
+/// The size of a disk that outlives its machine, in bytes. It takes room only as it is written.
+const KEPT: u64 = 1 << 30;
+
+/// A disk with an ext4 file system, unless there is one.
+pub fn kept_disk(path: &Path) -> Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    if let Some(folder) = path.parent() {
+        fs::create_dir_all(folder)
+            .with_context(|| format!("cannot create {}", folder.display()))?;
+    }
+    // Under its name only when it is whole.
+    let arriving = path.with_added_extension("arriving");
+    empty_disk(&arriving, KEPT)?;
+    sh::run_quietly(
+        sh::command(sh::find("mkfs.ext4").context("no mkfs.ext4: install e2fsprogs")?)
+            .args(["-q", "-F", "-E", "root_owner=0:0"])
+            .arg(std::path::absolute(&arriving)?),
+    )?;
+    fs::rename(&arriving, path)?;
     Ok(())
 }
 

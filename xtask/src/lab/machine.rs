@@ -35,6 +35,9 @@ const LAST_WORDS: Duration = Duration::from_secs(2);
 /// How long a guest that has told its last step may take to power off.
 const POWER_OFF: Duration = Duration::from_secs(20);
 
+/// How long nothing may happen before is looked whether the machine still runs.
+const PATIENCE: Duration = Duration::from_millis(100);
+
 /// Lines of the console that are shown when the guest dies.
 const TAIL: usize = 30;
 
@@ -49,6 +52,9 @@ const DEATHS: [(&str, &str); 8] = [
     ("rcu: INFO: rcu_", "stall"),
     ("INFO: task ", "blocked for more than"),
 ];
+
+/// The serial number of the disk that outlives a machine, with lu's journal on it.
+pub const DISK_KEPT: &str = "lu-kept";
 
 /// Set by Ctrl-C.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -213,6 +219,20 @@ pub struct Machine<'a> {
     pub disk_in: &'a Path,
     /// The disks that it fills, one for each boot.
     pub disks_out: &'a [PathBuf],
+    /// The disk that outlives it.
+    pub disk_kept: Option<&'a Path>,
+}
+
+/// A step of init's that is waited for.
+pub type Moment = fn(&Step) -> bool;
+
+/// The plug is pulled.
+#[derive(Clone, Copy, Debug)]
+pub struct PowerCut {
+    /// So long after the step at which this holds.
+    pub at: Moment,
+    /// See [`at`](Self::at).
+    pub after: Duration,
 }
 
 /// How a machine ended, other than by telling that it is done.
@@ -243,18 +263,25 @@ impl Machine<'_> {
             .arg(self.initramfs)
             .arg("-append")
             .arg(format!("{COMMAND_LINE} {}", self.append));
-        let disks = std::iter::once((DISK_IN.to_owned(), self.disk_in, "on")).chain(
-            self.disks_out
-                .iter()
-                .enumerate()
-                .map(|(index, path)| (disk_out(index + 1), path.as_path(), "off")),
-        );
-        for (name, path, readonly) in disks {
+        // What the host does with what has left the machine is of no interest, but where a power cut is played:
+        // there what the guest was told to be on the disk must be.
+        let disks = std::iter::once((DISK_IN.to_owned(), self.disk_in, "on", "unsafe"))
+            .chain(
+                self.disks_out
+                    .iter()
+                    .enumerate()
+                    .map(|(index, path)| (disk_out(index + 1), path.as_path(), "off", "unsafe")),
+            )
+            .chain(
+                self.disk_kept
+                    .map(|path| (DISK_KEPT.to_owned(), path, "off", "writeback")),
+            );
+        for (name, path, readonly, cache) in disks {
             let path = escaped(path);
             command
                 .arg("-drive")
                 .arg(format!(
-                    "if=none,id={name},format=raw,cache=unsafe,readonly={readonly},file={path}"
+                    "if=none,id={name},format=raw,cache={cache},readonly={readonly},file={path}"
                 ))
                 .arg("-device")
                 .arg(format!("virtio-blk-pci,drive={name},serial={name}"));
@@ -263,8 +290,8 @@ impl Machine<'_> {
         command
     }
 
-    /// Runs the machine until init has told `done` and it has powered off, `on_step` being told each
-    /// step. Its console goes to `console`.
+    /// Runs the machine until init has told `done` and it has powered off, or until the power is cut, `on_step`
+    /// being told each step. Its console goes to `console`.
     ///
     /// # Errors
     ///
@@ -274,6 +301,7 @@ impl Machine<'_> {
         scratch: &Path,
         console: &Path,
         limit: Duration,
+        power_cut: Option<PowerCut>,
         mut on_step: impl FnMut(&Step),
     ) -> Result<Option<Death>> {
         let socket = scratch.join("steps");
@@ -313,9 +341,18 @@ impl Machine<'_> {
             console: Vec::new(),
             dying: None,
             done: None,
+            power_cut,
+            unplugged: None,
         };
         loop {
-            match events.recv_timeout(Duration::from_millis(100)) {
+            if watch.unplugged.is_some_and(|at| Instant::now() >= at) {
+                // Dropping it kills it.
+                return Ok(None);
+            }
+            let patience = watch.unplugged.map_or(PATIENCE, |at| {
+                PATIENCE.min(at.saturating_duration_since(Instant::now()))
+            });
+            match events.recv_timeout(patience) {
                 Ok(event) => watch.take(event, &mut on_step),
                 Err(RecvTimeoutError::Timeout) => {}
                 // Both streams have ended, so QEMU is about to.
@@ -374,6 +411,9 @@ struct Watch {
     dying: Option<(String, Instant)>,
     /// When init told its last step.
     done: Option<Instant>,
+    power_cut: Option<PowerCut>,
+    /// When the power is cut.
+    unplugged: Option<Instant>,
 }
 
 impl Watch {
@@ -388,6 +428,9 @@ impl Watch {
             Event::Step(step) => {
                 if matches!(step, Step::Done | Step::Broken { .. }) {
                     self.done = Some(Instant::now());
+                }
+                if let Some(cut) = self.power_cut.take_if(|cut| (cut.at)(&step)) {
+                    self.unplugged = Some(Instant::now() + cut.after);
                 }
                 on_step(&step);
             }

@@ -24,7 +24,7 @@ use anyhow::{Context as _, Result, bail, ensure};
 use serde_json::{Value, json};
 
 pub use image::Include;
-use machine::{Accelerator, Death, Machine};
+use machine::{Accelerator, DISK_KEPT, Death, Machine, PowerCut};
 use protocol::{Plan, Status, Step};
 
 use crate::{build, sh};
@@ -49,12 +49,14 @@ pub const KEXECS_AT_MOST: usize = 20;
 
 /// What a run leaves in its folder under names that are known before, beside what stages write: once, and for
 /// each boot.
-const LEFT: [&str; 6] = [
+const LEFT: [&str; 8] = [
     "status.json",
     "console.log",
     "report.json",
+    "history.json",
     "trace.jsonl",
     "lu-report.err",
+    "lu-history.err",
     "lu-trace.err",
 ];
 
@@ -114,6 +116,10 @@ pub struct Run {
     pub lu: Option<Vec<String>>,
     /// The trace, which takes its time where there are many events.
     pub with_trace: bool,
+    /// A disk that outlives the machine, with lu's journal; made where it is missing.
+    pub disk: Option<PathBuf>,
+    /// The power is cut before the end.
+    pub power_cut: Option<PowerCut>,
     /// Emulate both processors in one thread. With a thread for each, QEMU (seen with 7.2) goes on running code
     /// that the other processor has just replaced, as happens where programs are attached to and detached
     /// from functions that are called all the time; the guest's kernel dies of the `int3` that is no more.
@@ -168,6 +174,8 @@ impl Run {
             kexecs: 1,
             lu: Some(Vec::new()),
             with_trace: true,
+            disk: None,
+            power_cut: None,
             patches_busy_code: false,
             out,
         }
@@ -221,6 +229,9 @@ impl Run {
             let _ = fs::remove_file(self.out.join(name));
         }
         let scratch = tempfile::Builder::new().prefix("lu-lab-").tempdir()?;
+        if let Some(disk) = &self.disk {
+            image::kept_disk(disk)?;
+        }
         let image = self.image(scratch.path(), false)?;
         let start = Instant::now();
         let mut record = Record::new(start, self.kexecs + 1);
@@ -229,6 +240,7 @@ impl Run {
             scratch.path(),
             &self.out.join("console.log"),
             self.limit,
+            self.power_cut,
             |step| record.take(step),
         );
         // Whatever has happened, what was brought out helps to understand it.
@@ -251,7 +263,14 @@ impl Run {
             bail!("init gave up: {broken}");
         }
         extracted?;
-        say(start, "power-off");
+        say(
+            start,
+            if record.is_done {
+                "power-off"
+            } else {
+                "power cut"
+            },
+        );
         Ok(Attempt::Ended(Outcome {
             out: self.out.clone(),
             failures: record.failures,
@@ -307,6 +326,7 @@ impl Run {
             kexecs: self.kexecs,
             lu: self.lu.clone(),
             with_trace: self.with_trace,
+            disk: self.disk.as_ref().map(|_| DISK_KEPT.to_owned()),
             shell,
         };
         let image = Image {
@@ -395,6 +415,7 @@ impl Image {
             append: &run.append,
             disk_in: &self.disk_in,
             disks_out: &self.disks_out,
+            disk_kept: run.disk.as_deref(),
         }
     }
 }
@@ -410,6 +431,8 @@ struct Record {
     failures: Vec<String>,
     /// Why init gave up, where that is the lab's fault.
     broken: Option<String>,
+    /// Whether init has told that all is done.
+    is_done: bool,
     /// Programs of lu's that failed, with what they said.
     lu: Vec<(String, String)>,
 }
@@ -423,6 +446,7 @@ impl Record {
             stages: vec![StageEnd::NotRun; boots],
             failures: Vec::new(),
             broken: None,
+            is_done: false,
             lu: Vec::new(),
         }
     }
@@ -459,6 +483,7 @@ impl Record {
             )),
             Step::Broken { text, by_lu: true } => self.failures.push(text.clone()),
             Step::Broken { text, .. } => self.broken = Some(text.clone()),
+            Step::Done => self.is_done = true,
             _ => {}
         }
     }

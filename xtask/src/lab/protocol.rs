@@ -32,6 +32,8 @@ pub struct Plan {
     pub lu: Option<Vec<String>>,
     /// Write the trace too, which takes its time where there are many events.
     pub with_trace: bool,
+    /// The serial number of the disk that outlives the machine, where there is one: lu's journal is there.
+    pub disk: Option<String>,
     /// A shell on the console in the place of the stages.
     pub shell: bool,
 }
@@ -87,7 +89,7 @@ pub enum Step {
     Jump,
     /// A program of lu's has ended.
     Lu {
-        /// `run`, `report` or `trace`.
+        /// `run`, `report`, `history` or `trace`.
         command: String,
         /// How.
         status: Status,

@@ -1,10 +1,14 @@
 //! The tests that need a kernel with an orchestrator, each a machine of its own.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
+use super::machine::{Moment, PowerCut};
+use super::protocol::Step;
 use super::selftests::{self, Tap};
 use super::{Include, Kernel, Outcome, Run, canary, kernel, observe};
 use crate::{setup, sh};
@@ -18,7 +22,7 @@ pub struct Test {
 }
 
 /// All of them.
-pub const ALL: [Test; 11] = [
+pub const ALL: [Test; 12] = [
     Test {
         name: "lab: a live update across a real kexec",
         run: live_update,
@@ -54,6 +58,10 @@ pub const ALL: [Test; 11] = [
     Test {
         name: "lab: ten thousand files without a lost event",
         run: stress,
+    },
+    Test {
+        name: "lab: ten power cuts, and the journal has all that was told",
+        run: power_cuts,
     },
     Test {
         name: "lab: doctor on a kernel with an orchestrator",
@@ -141,7 +149,10 @@ fn passed(run: &Run) -> Result<Outcome> {
 fn live_update() -> Result<()> {
     let outcome = passed(&Run::scenario(Kernel::own()?, folder("live-update"))?)?;
     check_report(&report_of(&outcome)?)?;
-    let trace = outcome.read("trace.jsonl")?;
+    check_trace(&outcome.read("trace.jsonl")?)
+}
+
+fn check_trace(trace: &str) -> Result<()> {
     for line in trace.lines() {
         serde_json::from_str::<Value>(line)
             .with_context(|| format!("trace.jsonl has a line that is no JSON: {line}"))?;
@@ -504,6 +515,96 @@ fn stress() -> Result<()> {
         .filter(|file| file["outcome"] == "restored")
         .count();
     ensure!(restored == 10_000, "{restored} files restored, not 10000");
+    Ok(())
+}
+
+/// When the power is cut, as a step and the longest time after it, in milliseconds.
+const POWER_CUTS: [(Moment, u64); 10] = [
+    (|step| matches!(step, Step::Started { stage: 1 }), 200),
+    (|step| matches!(step, Step::Jump), 300),
+    (|step| matches!(step, Step::Jump), 3000),
+    (|step| matches!(step, Step::Booted { boot: 2, .. }), 3000),
+    (|step| matches!(step, Step::Attached { .. }), 300),
+    (|step| matches!(step, Step::Started { stage: 2 }), 100),
+    (|step| matches!(step, Step::Started { stage: 2 }), 300),
+    (|step| matches!(step, Step::Ended { stage: 2, .. }), 100),
+    (|step| matches!(step, Step::Ended { stage: 2, .. }), 1000),
+    // By then lu has said that the update is finished.
+    (|step| matches!(step, Step::Lu { .. }), 300),
+];
+
+/// One disk, a live update each time, the power cut somewhere on the way: whatever lu has said of an update, the
+/// last run's history says too.
+fn power_cuts() -> Result<()> {
+    let folder = folder("power-cuts");
+    let disk = folder.join("disk");
+    match std::fs::remove_file(&disk) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
+        _ => {}
+    }
+    let mut told = BTreeMap::new();
+    for (number, (at, within)) in POWER_CUTS.into_iter().enumerate() {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?;
+        let after = Duration::from_millis(u64::from(now.subsec_nanos()) / 1000 % within);
+        let mut run = Run::scenario(Kernel::own()?, folder.join(number.to_string()))?;
+        run.disk = Some(disk.clone());
+        run.power_cut = Some(PowerCut { at, after });
+        let outcome = passed(&run)?;
+        for boot in [1, 2] {
+            // The second boot may not have come.
+            let said = outcome
+                .read(&format!("lu-run-{boot}.err"))
+                .unwrap_or_default();
+            hold_to(&mut told, &said).with_context(|| format!("power cut {number}"))?;
+        }
+    }
+    let mut run = Run::new(Kernel::own()?, folder.join("read"));
+    run.disk = Some(disk);
+    run.kexecs = 0;
+    let outcome = passed(&run)?;
+    hold_to(&mut told, &outcome.read("lu-run-1.err")?)?;
+    let history: Value = serde_json::from_str(&outcome.read("history.json")?)?;
+    let updates = list(&history, "/updates")?;
+    sh::say(&format!(
+        "lab: {} updates kept, {} told",
+        updates.len(),
+        told.len()
+    ));
+    for (number, outcome) in &told {
+        let found: Vec<&Value> = updates
+            .iter()
+            .filter(|update| update["update"] == *number)
+            .collect();
+        ensure!(
+            found.len() == 1 && found[0]["outcome"] == **outcome,
+            "update {number} was told to be {outcome}, and is kept as {found:?}"
+        );
+    }
+    // From stage 2 on lu has what the flight recorder had on the disk: the next boot tells of it at the latest.
+    let finished = told.values().filter(|outcome| *outcome == "finished");
+    ensure!(finished.count() > 0 && told.len() >= 5, "{told:?}");
+    // A report and every event of what is left can be read.
+    check_trace(&outcome.read("trace.jsonl")?)?;
+    report_of(&outcome).map(drop)
+}
+
+/// Takes in what `lu run` said of updates: no number twice, and nothing wrong with the journal.
+fn hold_to(told: &mut BTreeMap<u64, String>, said: &str) -> Result<()> {
+    for line in said.lines() {
+        ensure!(
+            !["history", "not told", "tries again", "panicked"]
+                .iter()
+                .any(|wrong| line.contains(wrong)),
+            "lu run says: {line}"
+        );
+        let update = line
+            .strip_prefix("lu: update ")
+            .and_then(|rest| rest.split_once(", blackout ")?.0.split_once(' '));
+        if let Some((number, outcome)) = update {
+            let before = told.insert(number.parse()?, outcome.to_owned());
+            ensure!(before.is_none(), "lu run tells update {number} twice");
+        }
+    }
     Ok(())
 }
 

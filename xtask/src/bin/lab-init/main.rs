@@ -131,6 +131,10 @@ impl Guest {
             jumps || !name.starts_with("boot")
         })
         .context("the disk of files for the guest")?;
+        if let Some(disk) = &self.plan.disk {
+            system::mount_disk(&system::disk(disk)?, Path::new(JOURNAL))
+                .context("the disk for lu's journal")?;
+        }
         tell_on_port(&Step::Booted {
             boot: self.boot,
             release: system::release()?,
@@ -159,6 +163,7 @@ impl Guest {
         if let Some(recorder) = recorder {
             self.stop_recorder(recorder)?;
             self.report("report", "report.json")?;
+            self.report("history", "history.json")?;
             if self.plan.with_trace {
                 self.report("trace", "trace.jsonl")?;
             }

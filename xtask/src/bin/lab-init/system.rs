@@ -126,6 +126,19 @@ pub fn disk(serial: &str) -> Result<PathBuf> {
     }
 }
 
+/// Mounts the ext4 file system of `disk`.
+pub fn mount_disk(disk: &Path, place: &Path) -> Result<()> {
+    fs::create_dir_all(place)?;
+    mount(
+        Some(disk),
+        place,
+        Some("ext4"),
+        MsFlags::empty(),
+        None::<&str>,
+    )
+    .with_context(|| format!("{} cannot be mounted as ext4", disk.display()))
+}
+
 /// Unpacks the tar archive on `disk` to the root, of it what is `wanted`.
 pub fn unpack(disk: &Path, wanted: impl Fn(&Path) -> bool) -> Result<()> {
     let mut archive = tar::Archive::new(File::open(disk)?);

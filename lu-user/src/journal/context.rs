@@ -1,0 +1,56 @@
+//! What was known before a place in the stream of records, as the records that said it: with them in front, a
+//! replay can begin there.
+
+use std::collections::HashMap;
+
+use lu_common::event::{Kind, Record, session_id};
+
+/// How many names of sessions are remembered: as many as the hooks remember to have sent.
+const NAMES: usize = 16_384;
+
+/// The newest of each.
+#[derive(Debug, Default)]
+pub struct Context {
+    kernel: Option<Record>,
+    /// The first reading of the running kernel's clocks: with the last one it tells the counter's frequency.
+    first: Option<Record>,
+    last: Option<Record>,
+    names: HashMap<u64, Record>,
+}
+
+impl Context {
+    /// Takes in one record.
+    pub fn push(&mut self, record: &Record) {
+        match record.kind() {
+            Some(Kind::Kernel) => self.kernel = Some(*record),
+            Some(Kind::Anchor) => {
+                let boot = |record: &Record| record.anchor().map(|anchor| anchor.boot_id);
+                if self.first.as_ref().and_then(boot) != boot(record) {
+                    self.first = Some(*record);
+                }
+                self.last = Some(*record);
+            }
+            Some(Kind::Name) => {
+                if self.names.len() >= NAMES {
+                    self.names.clear();
+                }
+                if let Some(name) = record.session_name() {
+                    self.names.insert(session_id(&name), *record);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// All of it, in an order in which it can be taken in again.
+    #[must_use]
+    pub fn records(&self) -> Vec<Record> {
+        let mut names: Vec<Record> = self.names.values().copied().collect();
+        names.sort_unstable_by_key(|name| (name.header.t_ns, name.header.seq));
+        [self.kernel, self.first, self.last]
+            .into_iter()
+            .flatten()
+            .chain(names)
+            .collect()
+    }
+}
