@@ -137,9 +137,8 @@ fn register(ring: RingBuf<MapData>) -> io::Result<AsyncFd<Ring>> {
 fn drain(ring: &mut RingBuf<MapData>, each: &mut impl FnMut(&Record)) {
     while let Some(item) = ring.next() {
         // The programs send nothing else; a stranger's bytes would be no record.
-        if let Ok(record) = Record::read_from_bytes(&item) {
-            drop(item);
-            each(&record);
+        if let Ok(record) = Record::ref_from_bytes(&item) {
+            each(record);
         }
     }
 }

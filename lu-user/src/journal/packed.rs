@@ -1,27 +1,29 @@
 //! Records in few bytes: one differs little from the one before it.
 //!
-//! A record is sixteen words. Packed it is a mask of two bytes, bit *n* telling that word *n* differs from the
-//! record before, then for each such word the difference, and zeros up to a multiple of eight bytes. A difference
-//! is taken as a signed number, moved so that small ones of either sign are small (zigzag), and written in groups
-//! of seven bits, the lowest first (LEB128). Before the first record all words are 0.
+//! A record is sixteen words. Packed it is a mask of four bytes, two bits for each word telling in how many bytes the
+//! difference to the record before stands behind the mask (none, two, four or eight), then the differences, and zeros
+//! up to a multiple of eight bytes. A difference is taken as a signed number, moved so that small ones of either sign
+//! are small (zigzag). Before the first record all words are 0.
+//!
+//! It must be quick before it is small: while the kernel goes down the writer has to keep up with it.
 
 use lu_common::event::Record;
-use zerocopy::transmute;
+use zerocopy::{transmute, transmute_ref};
 
 /// Words of a record.
 const WORDS: usize = size_of::<Record>() / size_of::<u64>();
 
 /// Bytes of the mask.
-const MASK: usize = WORDS / 8;
+const MASK: usize = 2 * WORDS / 8;
 
-/// Bits in each byte of a difference.
-const GROUP: u32 = 7;
-
-/// The most bytes of a difference.
-const LONGEST: usize = u64::BITS.div_ceil(GROUP) as usize;
+/// In how many bytes a difference can stand, by the mask's bits.
+const SIZES: [usize; 4] = [0, 2, 4, 8];
 
 /// The most that a packed record takes, in bytes.
-pub const MOST: usize = (MASK + WORDS * LONGEST).next_multiple_of(size_of::<u64>());
+pub const MOST: usize = (MASK + WORDS * size_of::<u64>()).next_multiple_of(size_of::<u64>());
+
+/// Where a record is packed: what is behind a difference is written over by the next.
+pub type Room = [u8; MOST + size_of::<u64>()];
 
 /// The record before.
 #[derive(Clone, Debug, Default)]
@@ -29,60 +31,46 @@ pub struct Before([u64; WORDS]);
 
 impl Before {
     /// Packs a record behind the one before; the bytes are part of `room`.
-    pub fn pack<'a>(&mut self, record: &Record, room: &'a mut [u8; MOST]) -> &'a [u8] {
-        let words: [u64; WORDS] = transmute!(*record);
-        *room = [0; MOST];
-        let mut mask = 0_u16;
+    pub fn pack<'a>(&mut self, record: &Record, room: &'a mut Room) -> &'a [u8] {
+        let words: &[u64; WORDS] = transmute_ref!(record);
+        let mut mask = 0_u32;
         let mut at = MASK;
-        for (number, (word, before)) in words.iter().zip(&self.0).enumerate() {
-            if word == before {
+        for (number, (word, before)) in words.iter().zip(&mut self.0).enumerate() {
+            let difference = word.wrapping_sub(*before).cast_signed();
+            if difference == 0 {
                 continue;
             }
-            mask |= 1 << number;
-            let difference = word.wrapping_sub(*before).cast_signed();
-            let mut rest = ((difference << 1) ^ (difference >> 63)).cast_unsigned();
-            loop {
-                let last = rest < 1 << GROUP;
-                room[at] = (rest as u8 & 0x7F) | if last { 0 } else { 0x80 };
-                at += 1;
-                rest >>= GROUP;
-                if last {
-                    break;
-                }
-            }
+            *before = *word;
+            let moved = ((difference << 1) ^ (difference >> 63)).cast_unsigned();
+            let class = match moved {
+                0..=0xFFFF => 1,
+                0x1_0000..=0xFFFF_FFFF => 2,
+                _ => 3,
+            };
+            mask |= class << (2 * number);
+            room[at..at + size_of::<u64>()].copy_from_slice(&moved.to_le_bytes());
+            at += SIZES[class as usize];
         }
         room[..MASK].copy_from_slice(&mask.to_le_bytes());
-        self.0 = words;
+        room[at..at + size_of::<u64>()].fill(0);
         &room[..at.next_multiple_of(size_of::<u64>())]
     }
 
-    /// Unpacks the first record in `bytes` and leaves what is behind it. `None`: these bytes are none that
-    /// [`pack`](Self::pack) makes.
+    /// Unpacks the first record in `bytes` and leaves what is behind it. `None`: there is no whole one.
     pub fn unpack(&mut self, bytes: &mut &[u8]) -> Option<Record> {
         let whole = *bytes;
         let (mask, mut rest) = whole.split_first_chunk::<MASK>()?;
-        let mask = u16::from_le_bytes(*mask);
+        let mask = u32::from_le_bytes(*mask);
         let mut words = self.0;
         for (number, word) in words.iter_mut().enumerate() {
-            if mask & (1 << number) == 0 {
-                continue;
-            }
-            let mut moved = 0_u64;
-            for group in 0.. {
-                let (byte, behind) = rest.split_first()?;
-                rest = behind;
-                let bits = u64::from(byte & 0x7F);
-                let shifted = bits.checked_shl(group * GROUP)?;
-                if shifted >> (group * GROUP) != bits {
-                    return None;
-                }
-                moved |= shifted;
-                if byte & 0x80 == 0 {
-                    break;
-                }
-            }
-            let difference = (moved >> 1).cast_signed() ^ -(moved & 1).cast_signed();
-            *word = word.wrapping_add_signed(difference);
+            let size = SIZES[(mask >> (2 * number)) as usize & 3];
+            let (difference, behind) = rest.split_at_checked(size)?;
+            rest = behind;
+            let mut moved = [0; size_of::<u64>()];
+            moved[..size].copy_from_slice(difference);
+            let moved = u64::from_le_bytes(moved);
+            *word =
+                word.wrapping_add_signed((moved >> 1).cast_signed() ^ -(moved & 1).cast_signed());
         }
         let length = (whole.len() - rest.len()).next_multiple_of(size_of::<u64>());
         *bytes = whole.get(length..)?;
@@ -99,11 +87,16 @@ mod tests {
 
     use super::*;
 
+    /// Not empty: what was there before must not matter.
+    fn room() -> Room {
+        [0xA5; MOST + size_of::<u64>()]
+    }
+
     fn packed(records: &[Record]) -> Vec<u8> {
         let mut before = Before::default();
         let mut bytes = Vec::new();
         for record in records {
-            bytes.extend_from_slice(before.pack(record, &mut [0; MOST]));
+            bytes.extend_from_slice(before.pack(record, &mut room()));
         }
         bytes
     }
@@ -151,10 +144,14 @@ mod tests {
     fn the_longest_record_fits() {
         let mut before = Before::default();
         let first = Record::default();
-        before.pack(&first, &mut [0; MOST]);
+        before.pack(&first, &mut room());
         // The differences farthest from 0.
         let words = [1_u64 << 63; WORDS];
-        assert_eq!(before.pack(&transmute!(words), &mut [0; MOST]).len(), MOST);
+        assert_eq!(before.pack(&transmute!(words), &mut room()).len(), MOST);
+        assert_eq!(
+            before.pack(&transmute!(words), &mut room()).len(),
+            size_of::<u64>()
+        );
     }
 
     #[test]

@@ -12,7 +12,7 @@ use lu_common::event::{Kind, Record};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::clocks::{boot_id, now_ns};
-use super::packed::{Before, MOST};
+use super::packed::{Before, MOST, Room};
 use crate::preserved::Memory;
 
 /// A piece's length, in bytes.
@@ -59,6 +59,8 @@ pub struct Tape {
     /// Of the piece that is being written.
     used: usize,
     before: Before,
+    /// Where a record is packed.
+    room: Room,
     /// How many records there were.
     count: u64,
 }
@@ -73,6 +75,7 @@ impl Tape {
             empty: VecDeque::new(),
             used: 0,
             before: Before::default(),
+            room: [0; size_of::<Room>()],
             count: 0,
         };
         tape.add(piece);
@@ -123,11 +126,10 @@ impl Tape {
 
     /// Appends one record.
     pub fn append(&mut self, record: &Record) {
-        let mut room = [0; MOST];
-        let mut bytes = self.before.pack(record, &mut room);
+        let mut bytes = self.before.pack(record, &mut self.room);
         if HEADER + self.used + bytes.len() > PIECE {
             self.turn();
-            bytes = self.before.pack(record, &mut room);
+            bytes = self.before.pack(record, &mut self.room);
         }
         let Some(piece) = self.written.back() else {
             return;
