@@ -23,7 +23,7 @@ fn main() -> Result<()> {
     match std::env::args().nth(1).as_deref() {
         Some("random") => {}
         Some("version") => {
-            content[..8].copy_from_slice(b"lu.recd\n");
+            content[..8].copy_from_slice(b"lu.tape\n");
             content[8..12].copy_from_slice(&99_u32.to_ne_bytes());
         }
         _ => bail!("usage: impostor random|version"),

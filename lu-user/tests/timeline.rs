@@ -631,6 +631,26 @@ fn sessions(update: &Update) -> Vec<(&str, SessionOutcome)> {
 }
 
 #[test]
+fn a_kernel_that_went_before_the_end_of_its_freeze_was_recorded_is_told_as_cut_off() {
+    let attention = |whole: bool| {
+        let mut story = Kernels::new();
+        story.preserved("a", &[1]);
+        story.reboot(7, None);
+        if whole {
+            story.frozen(&["a"], 0);
+            story.shut_down();
+        }
+        story.jumped();
+        story.restored("a", &[1]);
+        let report = Report::from(story.update());
+        let kinds: Vec<_> = report.attention.iter().map(|one| one.kind).collect();
+        (kinds, report.blackout.is_some())
+    };
+    assert_eq!(attention(true), (vec![], true));
+    assert_eq!(attention(false), (vec![AttentionKind::CutOff], true));
+}
+
+#[test]
 fn two_kernels_make_one_update_with_the_counter_as_its_clock() {
     let mut story = Kernels::new();
     story.preserved("a", &[1, 2]);

@@ -139,7 +139,7 @@ const SESSIONS: &[Hook] = hooks! {
     luo_flb_serialize("void (void)"), flb_serialize:
         "freeze time of what files have in common", kernel;
     memfd_luo_can_preserve("bool (struct liveupdate_file_handler *, struct file *)"), can_preserve:
-        "kind and size of preserved files", entry_only, kernel;
+        "kind and size of preserved files", entry_only;
     memfd_luo_preserve("int (struct liveupdate_file_op_args *)"), op_preserve:
         "preserve time of each memfd", callback;
     memfd_luo_freeze("int (struct liveupdate_file_op_args *)"), op_freeze:

@@ -293,6 +293,7 @@ impl Sink for Run {
             });
             // The nearer the reading is to the jump, the less the clocks have drifted apart.
             self.defer(&clocks::anchor());
+            self.beat();
         } else if self.urgent.is_some() {
             self.defer(record);
         } else {

@@ -34,6 +34,8 @@ named! {
         PrepareFailed = "prepare-failed",
         /// Somebody was refused the device, because another one had it open.
         DeviceBusy = "device-busy",
+        /// The old kernel's CPUs stopped before lu had taken its last events, and nobody knows how many they were.
+        CutOff = "cut-off",
         /// Events were lost, so what is told may be incomplete.
         EventsLost = "events-lost",
     }
@@ -128,6 +130,10 @@ pub(super) fn of(update: &Update) -> (Vec<AttentionJson>, u64) {
                 .failed(Some(libc::EBUSY))
                 .by(refusal.refused.as_ref())
         });
+    }
+    if update.is_cut_off() {
+        let text = "the end of the freeze was not seen: the CPUs stopped before lu had taken the last events";
+        all.push(AttentionJson::new(AttentionKind::CutOff, 1, text.into()));
     }
     if update.events.lost > 0 {
         let text = format!(

@@ -409,6 +409,15 @@ impl Update {
         next
     }
 
+    /// Whether a real kernel went before the end of its freeze was recorded, though lu watched it go.
+    #[must_use]
+    pub fn is_cut_off(&self) -> bool {
+        self.beyond_kexec
+            && !self.emulated
+            && self.kexec.is_some()
+            && !self.has_phase(PhaseName::Freeze)
+    }
+
     /// How it ended, if every session that was handed over has come to its end. Of an update that was first
     /// seen in the new kernel that is never known.
     pub(super) fn end_of_sessions(&self) -> Option<Outcome> {

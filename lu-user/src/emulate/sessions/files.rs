@@ -51,7 +51,8 @@ impl Handler for Files {
     type Id = Id;
 
     fn can_preserve(&self, file: &Self::File) -> bool {
-        self.accepts(file)
+        let files = ptr::from_ref(self).cast();
+        black_box(memfd_luo_can_preserve as Predicate)(files, view(file))
     }
 
     fn id(&self, file: &Self::File) -> Id {
@@ -103,6 +104,7 @@ impl Handler for Files {
     }
 }
 
+type Predicate = extern "C" fn(*const c_void, *const c_void) -> bool;
 type Callback = extern "C" fn(&mut FileArgs) -> c_int;
 type Notice = extern "C" fn(&mut FileArgs);
 
@@ -130,6 +132,18 @@ unsafe fn behind(args: &FileArgs) -> (&Files, &Preserved) {
     let file =
         unsafe { &*ptr::with_exposed_provenance::<Preserved>(args.serialized_data as usize) };
     (files, file)
+}
+
+/// `static bool memfd_luo_can_preserve(struct liveupdate_file_handler *, struct file *)`.
+#[unsafe(export_name = "sessions.memfd_luo_can_preserve")]
+#[inline(never)]
+extern "C" fn memfd_luo_can_preserve(handler: *const c_void, file: *const c_void) -> bool {
+    black_box("can_preserve");
+    // SAFETY: the only caller is above and passes references to these types.
+    let handler = unsafe { &*handler.cast::<Files>() };
+    // SAFETY: likewise.
+    let file = unsafe { &*file.cast::<Preserved>() };
+    handler.accepts(file)
 }
 
 /// `static int memfd_luo_preserve(struct liveupdate_file_op_args *)`.
