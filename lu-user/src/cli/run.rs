@@ -286,6 +286,8 @@ impl Sink for Run {
                 self.defer(&refused);
             }
             self.defer(record);
+            // The one before gives its CPUs back first.
+            self.urgent = None;
             self.urgent = Some(Urgent {
                 by: record.header.tid,
                 since: Instant::now(),
@@ -294,7 +296,8 @@ impl Sink for Run {
             // The nearer the reading is to the jump, the less the clocks have drifted apart.
             self.defer(&clocks::anchor());
             self.beat();
-        } else if self.urgent.is_some() {
+        } else if self.urgent.is_some() || !self.deferred.is_empty() {
+            // What waits comes first.
             self.defer(record);
         } else {
             self.note(record)?;

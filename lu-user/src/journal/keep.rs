@@ -325,7 +325,9 @@ impl Journal {
     fn keep(&mut self) -> Vec<Report> {
         let told = std::mem::take(&mut self.told);
         let Some(history) = &mut self.history else {
-            return self.pending.split_off(told.min(self.pending.len()));
+            let new = self.pending.split_off(told.min(self.pending.len()));
+            self.pending.clear();
+            return new;
         };
         if self.pending.is_empty() {
             return Vec::new();
