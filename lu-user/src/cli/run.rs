@@ -38,7 +38,7 @@ pub struct Args {
     /// Print the events too, as `lu trace` does.
     #[arg(long)]
     trace: bool,
-    /// The most memory for what is to survive the kexec. It is taken as it is needed, a record takes some 20 bytes,
+    /// The most memory for what is to survive the kexec. It is taken as it is needed, a record takes some 24 bytes,
     /// and the oldest go first.
     #[arg(long, value_name = "SIZE", default_value_t = ByteSize(recorder::SIZE))]
     recorder: ByteSize,

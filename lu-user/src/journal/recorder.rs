@@ -27,7 +27,7 @@ use crate::emulate::DEVICE;
 use crate::preserved::{Memory, patiently};
 use crate::timeline::RECORDER;
 
-/// The most memory that it takes unless told otherwise, in bytes: room for some 800,000 records. The oldest go
+/// The most memory that it takes unless told otherwise, in bytes: room for some 700,000 records. The oldest go
 /// first.
 pub const SIZE: u64 = 16 << 20;
 
