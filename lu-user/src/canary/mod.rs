@@ -130,7 +130,7 @@ pub const EVERY: RangeInclusive<Duration> = Duration::from_micros(1)..=Duration:
 pub enum Pace {
     /// Asleep.
     Sleep,
-    /// Looking at the clock all the time.
+    /// Looking at the clock all the time; whoever else wants to run on that CPU does so in between.
     Spin,
 }
 
@@ -341,7 +341,7 @@ impl Canary {
                 Pace::Sleep => sleep_until(next),
                 Pace::Spin => {
                     while clocks::now_ns() < next {
-                        std::hint::spin_loop();
+                        std::thread::yield_now();
                     }
                 }
             }

@@ -47,7 +47,8 @@ pub struct Args {
     /// Return once it beats, and the gap, if there was one, is printed; it goes on in the background.
     #[arg(long)]
     detach: bool,
-    /// Look at the clock all the time instead of sleeping between beats: more exact, and takes a whole CPU.
+    /// Look at the clock all the time instead of sleeping between beats: needs no timer, and takes a CPU as far as
+    /// nobody else wants it.
     #[arg(long)]
     spin: bool,
     /// Run before everything ordinary (`SCHED_FIFO`), so that other load is not taken for darkness.

@@ -53,7 +53,7 @@ impl Jump {
 /// One machine, so many kexecs, a canary through all of them.
 pub fn chain(kexecs: usize, out: PathBuf) -> Result<Vec<Jump>> {
     let mut run = Run::new(Kernel::own()?, out);
-    let stage = ["lu", "canary", "--detach", "--fifo", "--json"].map(str::to_owned);
+    let stage = ["lu", "canary", "--detach", "--spin", "--json"].map(str::to_owned);
     run.stages = [Some(stage.to_vec()), Some(stage.to_vec())];
     run.kexecs = kexecs;
     run.limit = LIMIT * kexecs as u32;
