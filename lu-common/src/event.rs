@@ -14,34 +14,6 @@ use crate::uapi::sessions::NAME_LEN;
 /// Bytes of a task's name, as in the kernel (`TASK_COMM_LEN`).
 pub const COMM_LEN: usize = 16;
 
-macro_rules! numbered {
-    ($(#[$doc:meta])* $name:ident: $type:ty {
-        $($(#[$variant_doc:meta])* $variant:ident = $number:literal, $text:literal;)*
-    }) => {
-        $(#[$doc])*
-        #[repr($type)]
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-        pub enum $name { $($(#[$variant_doc])* $variant = $number,)* }
-
-        impl $name {
-            /// Every one, in the order of the numbers.
-            pub const ALL: &[Self] = &[$(Self::$variant,)*];
-
-            /// The one with this number.
-            #[must_use]
-            pub const fn from_raw(raw: $type) -> Option<Self> {
-                match raw { $($number => Some(Self::$variant),)* _ => None }
-            }
-
-            /// Its name in traces, reports and metrics.
-            #[must_use]
-            pub const fn name(self) -> &'static str {
-                match self { $(Self::$variant => $text,)* }
-            }
-        }
-    };
-}
-
 numbered! {
     /// What happened: one kind for each place in the orchestrator that has a hook.
     Kind: u8 {
@@ -115,6 +87,10 @@ numbered! {
         SyscoreShutdown = 33, "syscore_shutdown";
         /// `machine_shutdown()`: the other CPUs are stopped.
         MachineShutdown = 34, "machine_shutdown";
+        /// What the policy said of a request, where that is not a plain allow; see [`Judged`](crate::policy::Judged).
+        Verdict = 35, "verdict";
+        /// A request got through that is not the one that was judged; see [`Judged`](crate::policy::Judged).
+        Tampered = 36, "tampered";
         /// The name of a session, before the first record that has its [`Call::session`].
         Name = 250, "name";
         /// Not from a hook: the release of the kernel that the records after it are from.

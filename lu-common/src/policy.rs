@@ -1,0 +1,741 @@
+//! The compiled policy, and the one function that judges by it: [`evaluate`].
+//!
+//! The same code runs in the kernel's BPF programs, in the emulated orchestrator and in tests. So a policy is
+//! plain data of a fixed size, and judging is a handful of look-ups instead of a walk through rules: each
+//! value of a request is turned into the set of rules whose condition it meets, a set being the bits of a `u64`. What
+//! is in all of the sets matches; the lowest bit is the first rule.
+//!
+//! All parts of a policy share one numbering of its [`RULES`]: rules for requests, then quotas, requirements and
+//! the gate's conditions. A number is a bit, and an index.
+
+#![expect(
+    clippy::inline_always,
+    reason = "the verifier follows offsets into a map best within one function"
+)]
+
+use core::mem::size_of;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::event::{FileKind, SessionName};
+use crate::uapi::sessions::NAME_LEN;
+
+/// How many rules a policy can have, all parts together.
+pub const RULES: usize = 64;
+
+/// A set of rules.
+pub type Rules = u64;
+
+numbered! {
+    /// What is asked for. A policy's numbers are these too.
+    Operation: u8 {
+        /// open(2) of `/dev/liveupdate`.
+        Open = 0, "open";
+        /// `CREATE_SESSION`.
+        Create = 1, "create";
+        /// `RETRIEVE_SESSION`.
+        Retrieve = 2, "retrieve";
+        /// `PRESERVE_FD`, `FD_PRESERVE`.
+        Preserve = 3, "preserve";
+        /// `FD_UNPRESERVE` (v3).
+        Unpreserve = 4, "unpreserve";
+        /// `RETRIEVE_FD`, `FD_RESTORE`.
+        Restore = 5, "restore";
+        /// FINISH, `SET_EVENT FINISH`.
+        Finish = 6, "finish";
+        /// `SET_EVENT PREPARE` (v3).
+        Prepare = 7, "prepare";
+        /// `SET_EVENT CANCEL` (v3).
+        Cancel = 8, "cancel";
+        /// A session's descriptor arrives in another process (`SCM_RIGHTS`, `pidfd_getfd`).
+        Receive = 9, "receive";
+        /// The image of a kernel to jump into is loaded.
+        Load = 10, "load";
+        /// reboot(KEXEC).
+        Kexec = 11, "kexec";
+    }
+}
+
+/// A number of [`Operation`] is below this.
+const OPERATIONS: usize = 16;
+
+/// A number of [`FileKind`] is below this.
+const KINDS: usize = 32;
+
+const _: () = {
+    assert!(Operation::ALL.len() <= OPERATIONS);
+    assert!(FileKind::ALL.len() <= KINDS);
+    assert!(RULES == Rules::BITS as usize);
+};
+
+/// Bits of [`Request::known`] and indexes of [`Policy::conditional`]: what a rule can ask for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Attribute {
+    /// The session's name.
+    Session = 0,
+    /// The token.
+    Token = 1,
+    /// The kind of file.
+    Kind = 2,
+    /// The file's size.
+    Bytes = 3,
+    /// The caller's effective user.
+    Uid = 4,
+    /// The caller's effective group.
+    Gid = 5,
+    /// The caller's executable.
+    Exe = 6,
+    /// The caller's cgroup and those above.
+    Cgroup = 7,
+}
+
+impl Attribute {
+    /// Every one.
+    pub const ALL: [Self; 8] = [
+        Self::Session,
+        Self::Token,
+        Self::Kind,
+        Self::Bytes,
+        Self::Uid,
+        Self::Gid,
+        Self::Exe,
+        Self::Cgroup,
+    ];
+
+    /// Its bit in [`Request::known`].
+    #[must_use]
+    pub const fn bit(self) -> u32 {
+        1 << self as u32
+    }
+
+    /// As a policy's file calls it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Session => "session",
+            Self::Token => "tokens",
+            Self::Kind => "kinds",
+            Self::Bytes => "bytes",
+            Self::Uid => "uid",
+            Self::Gid => "gid",
+            Self::Exe => "exe",
+            Self::Cgroup => "cgroup",
+        }
+    }
+}
+
+/// Words of a session's name.
+const WORDS: usize = NAME_LEN / size_of::<u64>();
+
+/// A session's name, ready to be compared from both ends.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Name {
+    /// 0: what stands before a name's end where the name is short.
+    pub zeros: [u64; WORDS],
+    /// Padded with NUL.
+    pub text: [u64; WORDS],
+    /// Bytes before the first NUL; at most 63.
+    pub length: u64,
+}
+
+impl Name {
+    /// No name at all.
+    pub const NONE: Self = Self {
+        zeros: [0; WORDS],
+        text: [0; WORDS],
+        length: 0,
+    };
+
+    /// A name, cut off at its first NUL, or at its 63rd byte.
+    #[must_use]
+    pub fn new(name: &[u8]) -> Self {
+        let mut bytes: SessionName = [0; NAME_LEN];
+        let mut length = 0;
+        for (to, from) in bytes[..NAME_LEN - 1].iter_mut().zip(name) {
+            if *from == 0 {
+                break;
+            }
+            *to = *from;
+            length += 1;
+        }
+        Self {
+            zeros: [0; WORDS],
+            text: zerocopy::transmute!(bytes),
+            length,
+        }
+    }
+
+    /// A word of the last 64 bytes of name and zeros: the name pushed to the right.
+    #[inline(always)]
+    fn end(&self, word: usize) -> u64 {
+        let offset = (self.length as usize & (NAME_LEN - 1)) + word * size_of::<u64>();
+        let bytes = (&raw const self.zeros).cast::<u8>();
+        // SAFETY: `zeros` and `text` follow each other, 128 bytes in all, and the offset is at most 63 + 56.
+        let at = unsafe { bytes.add(offset) };
+        // SAFETY: eight bytes from there are within them; any bytes are a `u64`.
+        unsafe { at.cast::<u64>().read_unaligned() }
+    }
+}
+
+/// A pattern for sessions' names: a beginning, an end, and anything between them where it is not exact.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Pattern {
+    /// The beginning, padded with NUL.
+    pub prefix: [u64; WORDS],
+    /// Which of its bits count.
+    pub prefix_mask: [u64; WORDS],
+    /// The end, with NUL before it.
+    pub suffix: [u64; WORDS],
+    /// Which of its bits count.
+    pub suffix_mask: [u64; WORDS],
+    /// The shortest name that matches, in bytes.
+    pub least: u64,
+    /// The longest.
+    pub most: u64,
+    /// The rules that ask for this pattern; 0: there are no more patterns.
+    pub rules: Rules,
+}
+
+impl Pattern {
+    #[inline(always)]
+    fn matches(&self, name: &Name) -> bool {
+        let mut differs = 0;
+        let mut word = 0;
+        while word < WORDS {
+            differs |= (name.text[word] ^ self.prefix[word]) & self.prefix_mask[word];
+            differs |= (name.end(word) ^ self.suffix[word]) & self.suffix_mask[word];
+            word += 1;
+        }
+        differs == 0 && name.length >= self.least && name.length <= self.most
+    }
+}
+
+/// How many different patterns a policy can have.
+pub const PATTERNS: usize = RULES;
+
+/// How many intervals a number can fall into.
+pub const INTERVALS: usize = 256;
+
+/// Which rules a number is in the range of: intervals, each of which begins where the one before it ends.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Ranges {
+    /// Where each begins, ascending, the first at 0; those that are not needed begin at `u64::MAX`.
+    pub starts: [u64; INTERVALS],
+    /// The rules in whose range it is; those that are not needed have the rules of the last one that is.
+    pub rules: [Rules; INTERVALS],
+}
+
+impl Ranges {
+    /// The rules in whose range `value` is.
+    #[inline(always)]
+    fn at(&self, value: u64) -> Rules {
+        let mut base = 0;
+        let mut half = INTERVALS / 2;
+        while half > 0 {
+            let middle = (base + half) & (INTERVALS - 1);
+            if self.starts[middle] <= value {
+                base = middle;
+            }
+            half /= 2;
+        }
+        self.rules[base & (INTERVALS - 1)]
+    }
+}
+
+/// An executable: its file system's and its inode's numbers. Its name can be given to another.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Exe {
+    /// The device of its file system, as the kernel numbers it (`super_block.s_dev`).
+    pub device: u64,
+    /// Its inode.
+    pub inode: u64,
+    /// The rules that ask for it; 0: there are no more.
+    pub rules: Rules,
+}
+
+/// How many executables a policy can name.
+pub const EXES: usize = RULES;
+
+/// A cgroup of the unified hierarchy.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Cgroup {
+    /// Its id.
+    pub id: u64,
+    /// How deep it lies; the root's level is 0.
+    pub level: u64,
+    /// The rules that ask for it; 0: there are no more.
+    pub rules: Rules,
+}
+
+/// How many cgroups a policy can name.
+pub const CGROUPS: usize = RULES;
+
+/// Cgroups are told apart down to this level.
+pub const LEVELS: usize = 16;
+
+/// At most so many files, and bytes, in a session or in all of them.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Quota {
+    /// Files at most.
+    pub files: u64,
+    /// Bytes at most.
+    pub bytes: u64,
+    /// Its number as a rule.
+    pub rule: u32,
+    /// 0: each session for itself; 1: all together.
+    pub in_all: u32,
+}
+
+/// How many quotas a policy can have.
+pub const QUOTAS: usize = 16;
+
+/// Something that must be, before the kexec or before a finish.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Need {
+    /// Of what sort, see [`need`].
+    pub sort: u32,
+    /// Its number as a rule.
+    pub rule: u32,
+    /// The session's [`session_id`](crate::event::session_id).
+    pub session: u64,
+    /// The token, or the number of files.
+    pub value: u64,
+}
+
+/// [`Need::sort`].
+pub mod need {
+    /// There are no more.
+    pub const NONE: u32 = 0;
+    /// Before the kexec: the session has this token preserved.
+    pub const TOKEN: u32 = 1;
+    /// Before the kexec: the session has at least so many files.
+    pub const FILES: u32 = 2;
+    /// Before a finish of the session: this token was restored.
+    pub const RESTORED: u32 = 3;
+    /// Before the kexec: nobody has the device open.
+    pub const DEVICE_FREE: u32 = 4;
+    /// Before the kexec: an image is loaded.
+    pub const IMAGE_LOADED: u32 = 5;
+    /// Before the kexec: no session with files was closed by the end of a process that held it.
+    pub const NO_LOST_SESSION: u32 = 6;
+}
+
+/// How many needs a policy can have: a requirement has one for each of its tokens.
+pub const NEEDS: usize = 128;
+
+/// A policy. Plain data: all zeros is a policy that allows everything.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Policy {
+    /// Counts the policies that were loaded one after the other, from 1.
+    pub generation: u64,
+    /// The rules for requests, of which the first that matches decides.
+    pub requests: Rules,
+    /// The quotas.
+    pub limits: Rules,
+    /// The requirements and the gate's conditions.
+    pub conditions: Rules,
+    /// Of the rules for requests, those that refuse; the others allow. Quotas and conditions all refuse.
+    pub deny: Rules,
+    /// The rules that are enforced; of others is told what they would have refused.
+    pub enforce: Rules,
+    /// The rules that refuse where it cannot be told whether they match.
+    pub deny_on_error: Rules,
+    /// Which rules have a condition on each [`Attribute`].
+    pub conditional: [Rules; Attribute::ALL.len()],
+    /// The rules for each [`Operation`].
+    pub operations: [Rules; OPERATIONS],
+    /// The rules that a kind of file meets.
+    pub kinds: [Rules; KINDS],
+    /// The errno with which each rule refuses.
+    pub errno: [u8; RULES],
+    /// Sessions' names.
+    pub patterns: [Pattern; PATTERNS],
+    /// Executables.
+    pub exes: [Exe; EXES],
+    /// Cgroups.
+    pub cgroups: [Cgroup; CGROUPS],
+    /// Tokens.
+    pub tokens: Ranges,
+    /// Sizes of files, in bytes.
+    pub bytes: Ranges,
+    /// Users.
+    pub uids: Ranges,
+    /// Groups.
+    pub gids: Ranges,
+    /// Quotas, those there are first.
+    pub quotas: [Quota; QUOTAS],
+    /// Needs, those there are first.
+    pub needs: [Need; NEEDS],
+}
+
+/// Who asks for what.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct Request {
+    /// An [`Operation`].
+    pub operation: u32,
+    /// The bits of the [`Attribute`]s that hold, of those that the operation has.
+    pub known: u32,
+    /// The session's name.
+    pub name: Name,
+    /// The session's [`session_id`](crate::event::session_id); 0: none, or unknown.
+    pub session: u64,
+    /// The token.
+    pub token: u64,
+    /// The file's size, in bytes.
+    pub bytes: u64,
+    /// A [`FileKind`].
+    pub kind: u64,
+    /// The caller's effective user in the initial user namespace.
+    pub uid: u64,
+    /// The caller's effective group.
+    pub gid: u64,
+    /// See [`Exe::device`].
+    pub device: u64,
+    /// The executable's inode.
+    pub inode: u64,
+    /// The cgroups that the caller is in, by level; 0 below its own.
+    pub cgroups: [u64; LEVELS],
+}
+
+/// What is preserved, as whoever judges knows it. `None` is "unknown".
+pub trait Standing {
+    /// Files and bytes in a session, the one that is asked for included.
+    fn session(&self, session: u64) -> Option<Usage>;
+    /// In all sessions together, the one that is asked for included.
+    fn in_all(&self) -> Option<Usage>;
+    /// Whether a session has a token preserved.
+    fn is_preserved(&self, session: u64, token: u64) -> Option<bool>;
+    /// Whether a token of an incoming session was restored.
+    fn is_restored(&self, session: u64, token: u64) -> Option<bool>;
+    /// Whether nobody has the device open.
+    fn is_device_free(&self) -> Option<bool>;
+    /// Whether there is an image to jump into.
+    fn is_image_loaded(&self) -> Option<bool>;
+    /// Whether no session with files was closed by the end of a process that held it.
+    fn is_no_session_lost(&self) -> Option<bool>;
+}
+
+/// What is preserved of something.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Usage {
+    /// How many files.
+    pub files: u64,
+    /// How many bytes.
+    pub bytes: u64,
+}
+
+numbered! {
+    /// What becomes of a request.
+    Decision: u8 {
+        /// It goes on.
+        Allow = 0, "allow";
+        /// It goes on, and would have been refused by a rule that is not enforced.
+        WouldDeny = 1, "would-deny";
+        /// It is refused.
+        Deny = 2, "deny";
+    }
+}
+
+/// No rule.
+pub const NO_RULE: u8 = u8::MAX;
+
+/// What a policy says of a request.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// What becomes of it.
+    pub decision: Decision,
+    /// The rule that says so; [`NO_RULE`] where none does, and the request is allowed.
+    pub rule: u8,
+    /// With which errno it is refused, or would be; 0 where it is allowed.
+    pub errno: u8,
+    /// Whether something was unknown that the rule asks for, so that its `on_error` decided.
+    pub unsure: bool,
+}
+
+/// The sets of rules that a request is in, and of those that nobody can tell.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Matched {
+    /// These match, or might.
+    pub rules: Rules,
+    /// Of these nobody knows: what they ask for is unknown.
+    pub unsure: Rules,
+}
+
+impl Policy {
+    /// The rules whose condition on one attribute is met.
+    #[inline(always)]
+    #[must_use]
+    pub fn met(&self, request: &Request, attribute: Attribute) -> Rules {
+        let met = match attribute {
+            Attribute::Session => self.by_name(&request.name),
+            Attribute::Token => self.tokens.at(request.token),
+            Attribute::Kind => self.kinds[request.kind as usize & (KINDS - 1)],
+            Attribute::Bytes => self.bytes.at(request.bytes),
+            Attribute::Uid => self.uids.at(request.uid),
+            Attribute::Gid => self.gids.at(request.gid),
+            Attribute::Exe => self.by_exe(request),
+            Attribute::Cgroup => self.by_cgroup(request),
+        };
+        met | !self.conditional[attribute as usize]
+    }
+
+    #[inline(always)]
+    fn by_name(&self, name: &Name) -> Rules {
+        let mut rules = 0;
+        let mut at = 0;
+        while at < PATTERNS {
+            let pattern = &self.patterns[at];
+            if pattern.rules == 0 {
+                break;
+            }
+            if pattern.matches(name) {
+                rules |= pattern.rules;
+            }
+            at += 1;
+        }
+        rules
+    }
+
+    #[inline(always)]
+    fn by_exe(&self, request: &Request) -> Rules {
+        let mut rules = 0;
+        let mut at = 0;
+        while at < EXES {
+            let exe = &self.exes[at];
+            if exe.rules == 0 {
+                break;
+            }
+            if exe.device == request.device && exe.inode == request.inode {
+                rules |= exe.rules;
+            }
+            at += 1;
+        }
+        rules
+    }
+
+    #[inline(always)]
+    fn by_cgroup(&self, request: &Request) -> Rules {
+        let mut rules = 0;
+        let mut at = 0;
+        while at < CGROUPS {
+            let cgroup = &self.cgroups[at];
+            if cgroup.rules == 0 {
+                break;
+            }
+            if request.cgroups[cgroup.level as usize & (LEVELS - 1)] == cgroup.id {
+                rules |= cgroup.rules;
+            }
+            at += 1;
+        }
+        rules
+    }
+
+    /// The rules that a request matches.
+    #[inline(always)]
+    #[must_use]
+    pub fn matched(&self, request: &Request) -> Matched {
+        let mut matched = Matched {
+            rules: self.operations[request.operation as usize & (OPERATIONS - 1)],
+            unsure: 0,
+        };
+        macro_rules! narrow {
+            ($($attribute:ident)*) => {$(
+                let attribute = Attribute::$attribute;
+                if request.known & attribute.bit() == 0 {
+                    matched.unsure |= self.conditional[attribute as usize];
+                } else if self.conditional[attribute as usize] & matched.rules != 0 {
+                    matched.rules &= self.met(request, attribute);
+                }
+            )*};
+        }
+        narrow!(Session Token Kind Bytes Uid Gid Exe Cgroup);
+        matched.unsure &= matched.rules;
+        matched
+    }
+
+    /// The quotas that what is asked for goes over.
+    #[inline(always)]
+    fn over(&self, request: &Request, standing: &impl Standing, matched: Matched) -> Matched {
+        let mut over = Matched::default();
+        let limits = matched.rules & self.limits;
+        if limits == 0 {
+            return over;
+        }
+        let of_session = standing.session(request.session);
+        let in_all = standing.in_all();
+        let mut at = 0;
+        while at < QUOTAS {
+            let quota = &self.quotas[at];
+            let bit = 1_u64.wrapping_shl(quota.rule) & limits;
+            let usage = if quota.in_all == 0 {
+                of_session
+            } else {
+                in_all
+            };
+            match usage {
+                None => over.unsure |= bit,
+                Some(usage) if usage.files > quota.files || usage.bytes > quota.bytes => {
+                    over.rules |= bit;
+                }
+                Some(_) => {}
+            }
+            at += 1;
+        }
+        over.unsure |= over.rules & matched.unsure;
+        over.rules |= over.unsure;
+        over
+    }
+
+    /// The rules of which a need is not met.
+    #[inline(always)]
+    fn unmet(&self, request: &Request, standing: &impl Standing, matched: Matched) -> Matched {
+        let mut unmet = Matched::default();
+        let conditions = matched.rules & self.conditions;
+        if conditions == 0 {
+            return unmet;
+        }
+        let mut at = 0;
+        while at < NEEDS {
+            let need = &self.needs[at];
+            if need.sort == need::NONE {
+                break;
+            }
+            let bit = 1_u64.wrapping_shl(need.rule) & conditions;
+            if bit != 0 {
+                let is_met = match need.sort {
+                    need::TOKEN => standing.is_preserved(need.session, need.value),
+                    need::FILES => standing
+                        .session(need.session)
+                        .map(|usage| usage.files >= need.value),
+                    // Another session's finish does not wait for it.
+                    need::RESTORED if request.session == 0 => None,
+                    need::RESTORED if need.session == request.session => {
+                        standing.is_restored(need.session, need.value)
+                    }
+                    need::DEVICE_FREE => standing.is_device_free(),
+                    need::IMAGE_LOADED => standing.is_image_loaded(),
+                    need::NO_LOST_SESSION => standing.is_no_session_lost(),
+                    _ => Some(true),
+                };
+                match is_met {
+                    Some(true) => {}
+                    Some(false) => unmet.rules |= bit,
+                    None => unmet.unsure |= bit,
+                }
+            }
+            at += 1;
+        }
+        // What surely is not met needs no guess.
+        unmet.unsure &= !unmet.rules;
+        unmet.rules |= unmet.unsure;
+        unmet
+    }
+}
+
+/// Judges a request. All of a policy that speaks of it is asked: the first rule for such requests that matches, each
+/// quota, and, before a kexec or a finish, each requirement and condition. Where several refuse, one that is
+/// enforced is told before others, and the first before the later.
+#[inline(always)]
+#[must_use]
+pub fn evaluate(policy: &Policy, request: &Request, standing: &impl Standing) -> Verdict {
+    let matched = policy.matched(request);
+    let requests = matched.rules & policy.requests;
+    let first = requests & requests.wrapping_neg();
+    let over = policy.over(request, standing, matched);
+    let unmet = policy.unmet(request, standing, matched);
+    let unsure = (first & matched.unsure) | over.unsure | unmet.unsure;
+    let refusing = (first & policy.deny) | over.rules | unmet.rules;
+    let refusing = (refusing & !unsure) | (unsure & policy.deny_on_error);
+    let enforced = refusing & policy.enforce;
+    let (decision, says) = if enforced != 0 {
+        (Decision::Deny, enforced)
+    } else if refusing != 0 {
+        (Decision::WouldDeny, refusing)
+    } else if unsure != 0 {
+        (Decision::Allow, unsure)
+    } else {
+        (Decision::Allow, first)
+    };
+    let rule = says.trailing_zeros();
+    Verdict {
+        decision,
+        rule: if says == 0 { NO_RULE } else { rule as u8 },
+        errno: if refusing == 0 {
+            0
+        } else {
+            policy.errno[rule as usize & (RULES - 1)]
+        },
+        unsure: says & says.wrapping_neg() & unsure != 0,
+    }
+}
+
+/// A verdict, as it is told: the payload of a record of
+/// [`Kind::Verdict`](crate::event::Kind::Verdict) or [`Kind::Tampered`](crate::event::Kind::Tampered), whose
+/// header says who asked and when.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Judged {
+    /// The policy that judged, see [`Policy::generation`].
+    pub generation: u64,
+    /// See [`Request::session`].
+    pub session: u64,
+    /// See [`Request::token`].
+    pub token: u64,
+    /// See [`Request::bytes`].
+    pub bytes: u64,
+    /// See [`Request::known`].
+    pub known: u32,
+    /// The descriptor that the caller gave; -1: none.
+    pub fd: i32,
+    /// A [`FileKind`].
+    pub kind: u16,
+    /// An [`Operation`].
+    pub operation: u8,
+    /// A [`Decision`].
+    pub decision: u8,
+    /// See [`Verdict::rule`].
+    pub rule: u8,
+    /// See [`Verdict::errno`].
+    pub errno: u8,
+    /// 1: see [`Verdict::unsure`].
+    pub unsure: u8,
+    /// Of a tampered request: what was used is not what was judged, see [`tampered`].
+    pub differs: u8,
+    /// 0: room for what comes.
+    pub reserved: [u64; 2],
+}
+
+/// Bits of [`Judged::differs`].
+pub mod tampered {
+    /// Nobody was asked.
+    pub const UNASKED: u8 = 1;
+    /// Another session.
+    pub const SESSION: u8 = 1 << 1;
+    /// Another token.
+    pub const TOKEN: u8 = 1 << 2;
+    /// Another file.
+    pub const FILE: u8 = 1 << 3;
+    /// Another size.
+    pub const BYTES: u8 = 1 << 4;
+}
+
+const _: () = {
+    assert!(size_of::<Judged>() == 64);
+    assert!(size_of::<Policy>().is_multiple_of(size_of::<u64>()));
+};
