@@ -133,45 +133,72 @@ const WORDS: usize = NAME_LEN / size_of::<u64>();
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Name {
     /// 0: what stands before a name's end where the name is short.
-    pub zeros: [u64; WORDS],
+    zeros: [u64; WORDS],
     /// Padded with NUL.
     pub text: [u64; WORDS],
+    /// The same, pushed to the right, with NUL before it.
+    pub end: [u64; WORDS],
     /// Bytes before the first NUL; at most 63.
     pub length: u64,
 }
 
 impl Name {
-    /// No name at all.
-    pub const NONE: Self = Self {
-        zeros: [0; WORDS],
-        text: [0; WORDS],
-        length: 0,
-    };
-
     /// A name, cut off at its first NUL, or at its 63rd byte.
     #[must_use]
     pub fn new(name: &[u8]) -> Self {
         let mut bytes: SessionName = [0; NAME_LEN];
-        let mut length = 0;
-        for (to, from) in bytes[..NAME_LEN - 1].iter_mut().zip(name) {
-            if *from == 0 {
-                break;
-            }
-            *to = *from;
-            length += 1;
-        }
-        Self {
+        let length = name.len().min(NAME_LEN);
+        bytes[..length].copy_from_slice(&name[..length]);
+        let mut name = Self {
             zeros: [0; WORDS],
             text: zerocopy::transmute!(bytes),
-            length,
+            end: [0; WORDS],
+            length: 0,
+        };
+        name.cut();
+        name
+    }
+
+    /// Makes [`text`](Self::text), as it was read, a name: nothing behind its first NUL, or its 63rd byte.
+    #[inline(always)]
+    pub fn cut(&mut self) {
+        const ONES: u64 = 0x0101_0101_0101_0101;
+        const HIGH: u64 = ONES << 7;
+        let mut length = 0;
+        let mut goes_on = true;
+        let mut word = 0;
+        while word < WORDS {
+            let text = u64::from_le(self.text[word]);
+            // The highest bit of each byte that is 0; only the lowest of them is to be relied on.
+            let mut zeros = text.wrapping_sub(ONES) & !text & HIGH;
+            if word + 1 == WORDS {
+                zeros |= 1 << 63;
+            }
+            let kept = if !goes_on {
+                0
+            } else if zeros == 0 {
+                u64::MAX
+            } else {
+                ((zeros & zeros.wrapping_neg()) >> 7) - 1
+            };
+            self.text[word] = (text & kept).to_le();
+            length += u64::from(kept.count_ones()) / 8;
+            goes_on &= zeros == 0;
+            word += 1;
+        }
+        self.length = length;
+        word = 0;
+        while word < WORDS {
+            self.end[word] = self.word_at(word * size_of::<u64>());
+            word += 1;
         }
     }
 
-    /// A word of the last 64 bytes of name and zeros: the name pushed to the right.
+    /// Eight bytes of zeros and text, from as far before the text's end as 64 bytes reach, and `offset` on.
     #[inline(always)]
-    fn end(&self, word: usize) -> u64 {
-        let offset = (self.length as usize & (NAME_LEN - 1)) + word * size_of::<u64>();
-        let bytes = (&raw const self.zeros).cast::<u8>();
+    fn word_at(&self, offset: usize) -> u64 {
+        let offset = (self.length as usize & (NAME_LEN - 1)) + offset;
+        let bytes = (&raw const *self).cast::<u8>();
         // SAFETY: `zeros` and `text` follow each other, 128 bytes in all, and the offset is at most 63 + 56.
         let at = unsafe { bytes.add(offset) };
         // SAFETY: eight bytes from there are within them; any bytes are a `u64`.
@@ -206,7 +233,7 @@ impl Pattern {
         let mut word = 0;
         while word < WORDS {
             differs |= (name.text[word] ^ self.prefix[word]) & self.prefix_mask[word];
-            differs |= (name.end(word) ^ self.suffix[word]) & self.suffix_mask[word];
+            differs |= (name.end[word] ^ self.suffix[word]) & self.suffix_mask[word];
             word += 1;
         }
         differs == 0 && name.length >= self.least && name.length <= self.most
@@ -337,6 +364,9 @@ pub const NEEDS: usize = 128;
 pub struct Policy {
     /// Counts the policies that were loaded one after the other, from 1.
     pub generation: u64,
+    /// Always empty. A set that begins as this one, and not as a plain 0, is of unknown content to the verifier from
+    /// the start, so it needs not follow each way through a loop on its own.
+    pub nothing: Rules,
     /// The rules for requests, of which the first that matches decides.
     pub requests: Rules,
     /// The quotas.
@@ -449,6 +479,9 @@ numbered! {
     }
 }
 
+/// `EPERM` (`include/uapi/asm-generic/errno-base.h`), where a rule says nothing else.
+pub const EPERM: u8 = 1;
+
 /// No rule.
 pub const NO_RULE: u8 = u8::MAX;
 
@@ -460,8 +493,6 @@ pub struct Verdict {
     pub decision: Decision,
     /// The rule that says so; [`NO_RULE`] where none does, and the request is allowed.
     pub rule: u8,
-    /// With which errno it is refused, or would be; 0 where it is allowed.
-    pub errno: u8,
     /// Whether something was unknown that the rule asks for, so that its `on_error` decided.
     pub unsure: bool,
 }
@@ -476,6 +507,14 @@ pub struct Matched {
 }
 
 impl Policy {
+    /// With which errno a rule refuses: never 0.
+    #[inline(always)]
+    #[must_use]
+    pub fn errno_of(&self, rule: u8) -> u8 {
+        let errno = self.errno[rule as usize & (RULES - 1)];
+        if errno == 0 { EPERM } else { errno }
+    }
+
     /// The rules whose condition on one attribute is met.
     #[inline(always)]
     #[must_use]
@@ -494,8 +533,16 @@ impl Policy {
     }
 
     #[inline(always)]
+    fn none(&self) -> Matched {
+        Matched {
+            rules: self.nothing,
+            unsure: self.nothing,
+        }
+    }
+
+    #[inline(always)]
     fn by_name(&self, name: &Name) -> Rules {
-        let mut rules = 0;
+        let mut rules = self.nothing;
         let mut at = 0;
         while at < PATTERNS {
             let pattern = &self.patterns[at];
@@ -512,7 +559,7 @@ impl Policy {
 
     #[inline(always)]
     fn by_exe(&self, request: &Request) -> Rules {
-        let mut rules = 0;
+        let mut rules = self.nothing;
         let mut at = 0;
         while at < EXES {
             let exe = &self.exes[at];
@@ -529,7 +576,7 @@ impl Policy {
 
     #[inline(always)]
     fn by_cgroup(&self, request: &Request) -> Rules {
-        let mut rules = 0;
+        let mut rules = self.nothing;
         let mut at = 0;
         while at < CGROUPS {
             let cgroup = &self.cgroups[at];
@@ -550,7 +597,7 @@ impl Policy {
     pub fn matched(&self, request: &Request) -> Matched {
         let mut matched = Matched {
             rules: self.operations[request.operation as usize & (OPERATIONS - 1)],
-            unsure: 0,
+            unsure: self.nothing,
         };
         macro_rules! narrow {
             ($($attribute:ident)*) => {$(
@@ -570,7 +617,7 @@ impl Policy {
     /// The quotas that what is asked for goes over.
     #[inline(always)]
     fn over(&self, request: &Request, standing: &impl Standing, matched: Matched) -> Matched {
-        let mut over = Matched::default();
+        let mut over = self.none();
         let limits = matched.rules & self.limits;
         if limits == 0 {
             return over;
@@ -603,7 +650,7 @@ impl Policy {
     /// The rules of which a need is not met.
     #[inline(always)]
     fn unmet(&self, request: &Request, standing: &impl Standing, matched: Matched) -> Matched {
-        let mut unmet = Matched::default();
+        let mut unmet = self.none();
         let conditions = matched.rules & self.conditions;
         if conditions == 0 {
             return unmet;
@@ -646,6 +693,21 @@ impl Policy {
     }
 }
 
+/// The number of the lowest bit of some. In the programs' instruction set there is nothing for that, and the compiler's
+/// way needs a table.
+const fn lowest(mut bits: u64) -> u32 {
+    let mut number = 0;
+    let mut half = u64::BITS / 2;
+    while half > 0 {
+        if bits & ((1 << half) - 1) == 0 {
+            bits >>= half;
+            number += half;
+        }
+        half /= 2;
+    }
+    number
+}
+
 /// Judges a request. All of a policy that speaks of it is asked: the first rule for such requests that matches, each
 /// quota, and, before a kexec or a finish, each requirement and condition. Where several refuse, one that is
 /// enforced is told before others, and the first before the later.
@@ -670,17 +732,120 @@ pub fn evaluate(policy: &Policy, request: &Request, standing: &impl Standing) ->
     } else {
         (Decision::Allow, first)
     };
-    let rule = says.trailing_zeros();
     Verdict {
         decision,
-        rule: if says == 0 { NO_RULE } else { rule as u8 },
-        errno: if refusing == 0 {
-            0
+        rule: if says == 0 {
+            NO_RULE
         } else {
-            policy.errno[rule as usize & (RULES - 1)]
+            lowest(says) as u8
         },
         unsure: says & says.wrapping_neg() & unsure != 0,
     }
+}
+
+/// How often a rule decided.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Counts {
+    /// By [`Decision`], in the order of its numbers.
+    pub decided: [u64; Decision::ALL.len()],
+    /// Of these, by its `on_error`.
+    pub unsure: u64,
+}
+
+/// A policy that is in force, and what became of it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct InForce {
+    /// The policy.
+    pub policy: Policy,
+    /// By rule; the last one counts where no rule decided.
+    pub counts: [Counts; RULES + 1],
+    /// The SHA-256 of its file.
+    pub sha256: [u8; 32],
+}
+
+/// What the kernel knows of a session that is being made ready.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct KnownSession {
+    /// The kernel's `struct luo_session *`: which of those that had its name.
+    pub pointer: u64,
+    /// What is preserved in it, and what is just being preserved.
+    pub usage: Usage,
+    /// When the first file was; 0: none was. `CLOCK_MONOTONIC`, in nanoseconds.
+    pub first_ns: u64,
+    /// 0, [`Self::UNKNOWN`] or [`Self::LOST`].
+    pub state: u64,
+}
+
+impl KnownSession {
+    /// It was there before anybody counted.
+    pub const UNKNOWN: u64 = 1;
+    /// It had files, and was closed by the end of a process that held it.
+    pub const LOST: u64 = 2;
+}
+
+/// A token of a session, see [`session_id`](crate::event::session_id).
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct TokenKey {
+    /// The session.
+    pub session: u64,
+    /// The token.
+    pub token: u64,
+}
+
+/// What the kernel knows of a token that a requirement asks for.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct WatchedToken {
+    /// Since when it is looked for. `CLOCK_MONOTONIC`, in nanoseconds.
+    pub since_ns: u64,
+    /// The [`KnownSession::pointer`] in which it was last preserved; 0: in none.
+    pub preserved_in: u64,
+    /// When it was restored; 0: not since it is looked for.
+    pub restored_ns: u64,
+    /// 1: it may have been restored before it was looked for.
+    pub may_be_restored: u64,
+}
+
+/// What the kernel knows of all sessions together.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Account {
+    /// What is preserved, and what is just being preserved.
+    pub usage: Usage,
+    /// How often the device is open, of those opened since anybody counts; wraps below 0.
+    pub opens: u64,
+    /// And of those before.
+    pub opens_before: u64,
+    /// How many sessions are [`KnownSession::LOST`].
+    pub lost: u64,
+    /// How many sessions there were that could not be counted.
+    pub unknown: u64,
+}
+
+/// What the programs could not do.
+#[repr(C)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+pub struct Untold {
+    /// Verdicts for which the ring buffer had no room.
+    pub ring_full: u64,
+    /// Requests that could not be remembered, so they were let through unjudged.
+    pub unjudged: u64,
 }
 
 /// A verdict, as it is told: the payload of a record of
@@ -711,7 +876,7 @@ pub struct Judged {
     pub decision: u8,
     /// See [`Verdict::rule`].
     pub rule: u8,
-    /// See [`Verdict::errno`].
+    /// With which errno it is refused, or would be; 0 where it is allowed.
     pub errno: u8,
     /// 1: see [`Verdict::unsure`].
     pub unsure: u8,

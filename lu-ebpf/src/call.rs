@@ -30,7 +30,7 @@ pub fn zeroed<T: FromZeros>() -> T {
 /// # Safety
 ///
 /// `at` is valid for writes of a `T`.
-unsafe fn clear<T: FromZeros>(at: *mut T) {
+pub unsafe fn clear<T: FromZeros>(at: *mut T) {
     const {
         assert!(align_of::<T>() == align_of::<u64>());
         assert!(size_of::<T>().is_multiple_of(size_of::<u64>()));
@@ -120,7 +120,7 @@ static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
 /// # Safety
 ///
 /// `at` points to an aligned integer that is valid for as long as the program runs.
-unsafe fn add(at: *mut u64, value: u64) -> u64 {
+pub unsafe fn add(at: *mut u64, value: u64) -> u64 {
     // SAFETY: the caller's promise. With the strongest order, because LLVM 22 takes an instruction without a
     // result for a relaxed add, used or not.
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(at, value) }

@@ -6,6 +6,7 @@ pub mod client;
 pub mod collect;
 pub mod doctor;
 pub mod emulate;
+pub mod enforce;
 pub mod export;
 pub mod journal;
 pub mod orchestrator;

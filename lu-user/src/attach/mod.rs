@@ -13,18 +13,20 @@ use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope};
 use aya::programs::{Program, ProgramError, UProbe};
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use lu_common::event::{self, Counters};
+use lu_common::event::{self, Counters, FileKind};
 use lu_common::layout::{FILE_OPERATIONS_MAX, Offsets};
 use lu_common::uapi::Interface;
 
 pub use kernel::{interface_of, place};
 pub use plan::{Detail, Hook, Place, hooks};
+pub(crate) use symbols::addresses;
 pub use types::Types;
 
 use crate::orchestrator::Orchestrator;
 
 /// The compiled BPF programs.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lu.bpf.o"));
+pub(crate) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lu.bpf.o"));
 
 /// The ring buffer's size unless told otherwise, in bytes: 32,768 records.
 pub const RING_BUFFER: u64 = 4 << 20;
@@ -53,7 +55,7 @@ pub enum Error {
 }
 
 /// An error with its causes, in one line. What the verifier said goes to the log, but for its conclusion.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -171,9 +173,7 @@ pub fn attach(
     let kinds = place
         .as_ref()
         .map_or(&[][..], |place| &place.file_operations);
-    for (slot, (address, kind)) in operations.chunks_mut(2).zip(kinds) {
-        slot.copy_from_slice(&[*address, *kind as u64]);
-    }
+    fill_operations(&mut operations, kinds);
     let mut ebpf = EbpfLoader::new()
         // The programs need nothing of the kernel's types, and reading them takes a tenth of a second.
         .btf(None)
@@ -208,6 +208,13 @@ pub fn attach(
         alarm,
         counters,
     })
+}
+
+/// Where programs look up kinds of files: address, kind, address, kind, …
+pub(crate) fn fill_operations(slots: &mut [u64], kinds: &[(u64, FileKind)]) {
+    for (slot, (address, kind)) in slots.chunks_mut(2).zip(kinds) {
+        slot.copy_from_slice(&[*address, *kind as u64]);
+    }
 }
 
 /// A number that nobody can foresee: with it records name files without telling the kernel's addresses.
