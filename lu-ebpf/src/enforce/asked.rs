@@ -13,7 +13,8 @@ use aya_ebpf::maps::{Array, LruHashMap};
 use lu_common::event::session_id_of;
 use lu_common::layout::{self, Landmarks};
 use lu_common::policy::{
-    Attribute, Decision, InForce, LEVELS, Operation, RULES, Request, evaluate, tampered,
+    Attribute, Decision, InForce, LEVELS, Operation, RULES, Request, evaluate,
+    evaluate_unconditional, tampered,
 };
 
 use super::standing::{self, Kernel as Account};
@@ -141,7 +142,7 @@ pub fn judge_alone(operation: Operation, file: u64) -> i32 {
     if file != 0 {
         asked.take_session(file);
     }
-    let answer = asked.judge();
+    let answer = asked.judge::<false>();
     Asked::end();
     answer
 }
@@ -312,14 +313,19 @@ impl Asked {
         }
     }
 
-    /// What becomes of it: 0, or a negated errno.
+    /// What becomes of it: 0, or a negated errno. With `CONDITIONS` for what can have some
+    /// ([`Operation::has_conditions`]).
     #[inline(always)]
-    pub fn judge(&mut self) -> i32 {
+    pub fn judge<const CONDITIONS: bool>(&mut self) -> i32 {
         if self.is(Operation::Preserve) {
             let request = &self.request;
             self.reserved = u64::from(standing::change(request.session, 1, request.bytes));
         }
-        let answer = judge(self);
+        let answer = if CONDITIONS {
+            judge::<true>(self)
+        } else {
+            judge::<false>(self)
+        };
         if answer != 0 {
             Self::end();
         }
@@ -353,14 +359,19 @@ impl Asked {
 
 /// The policy's verdict on it, told where it is not a plain allow.
 #[inline(never)]
-fn judge(asked: &mut Asked) -> i32 {
-    let Some(in_force) = POLICY.get_value_ptr_mut(0, &0) else {
+fn judge<const CONDITIONS: bool>(asked: &mut Asked) -> i32 {
+    let (Some(in_force), Some(account)) = (POLICY.get_value_ptr_mut(0, &0), Account::new()) else {
         return 0;
     };
     // SAFETY: the map's only value, alive as long as this program runs. Its policy does not change, and its counts are
     // touched by atomic additions alone.
     let in_force = unsafe { &mut *in_force };
-    let verdict = evaluate(&in_force.policy, &asked.request, &Account);
+    let (policy, request) = (&in_force.policy, &asked.request);
+    let verdict = if CONDITIONS {
+        evaluate(policy, request, &account)
+    } else {
+        evaluate_unconditional(policy, request, &account)
+    };
     // What comes back from a map has no past: the verifier does not follow it through all of the judgement.
     let place = &raw mut asked.rule;
     // SAFETY: the reference is valid for writes.

@@ -118,7 +118,11 @@ fn ioctl<const SLEEPABLE: bool>(file: u64, cmd: u32, arg: u64) -> i32 {
             asked.read_file::<SLEEPABLE>(arg, operation);
         }
     }
-    asked.judge()
+    if operation.has_conditions() {
+        asked.judge::<true>()
+    } else {
+        asked.judge::<false>()
+    }
 }
 
 /// `int file_receive(struct file *)`: a descriptor arrives by a socket, or by `pidfd_getfd`.
@@ -162,7 +166,7 @@ fn lsm_capable(ctx: LsmContext) -> i32 {
         return before;
     }
     match Asked::current() {
-        Some(asked) if asked.is(Operation::Kexec) && !asked.is_judged() => asked.judge(),
+        Some(asked) if asked.is(Operation::Kexec) && !asked.is_judged() => asked.judge::<true>(),
         _ => before,
     }
 }
@@ -285,9 +289,4 @@ fn policy_session_release(ctx: FEntryContext) -> i32 {
 #[inline(always)]
 fn session_at(at: u64) -> asked::Session {
     asked::session_of_file(Checked::read(at).unwrap_or(0))
-}
-
-#[aya_ebpf::macros::raw_tracepoint(tracepoint = "sched_process_exec")]
-fn try_judge(_ctx: aya_ebpf::programs::RawTracePointContext) -> i32 {
-    asked::judge_alone(Operation::Open, 0)
 }

@@ -2,9 +2,14 @@
 
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap};
-use lu_common::policy::{Account, KnownSession, Standing, TokenKey, Usage, WatchedToken};
+use lu_common::policy::{
+    Account, Amount, Answer, KnownSession, Standing, Token, TokenKey, Usage, WatchedToken, below,
+    differ,
+};
 
 use super::asked::{Session, landmark};
+use zerocopy::FromZeros;
+
 use crate::call::{add, now};
 use crate::orchestrator::{Checked, Read as _};
 
@@ -68,7 +73,7 @@ pub fn created(session: Session) {
         pointer: session.pointer,
         usage: Usage { files: 0, bytes: 0 },
         first_ns: 0,
-        state: 0,
+        state: KnownSession::PRESENT,
     };
     if let Some(old) = SESSIONS.get_ptr_mut(session.id) {
         // SAFETY: within the map.
@@ -139,90 +144,103 @@ pub fn released(session: Session, by_end: bool) {
     }
 }
 
+/// What stands for a value that a map does not have: all zeros, but the verifier takes it for anything.
+#[map]
+static NOTHING: Array<[u64; 8]> = Array::with_max_entries(1, 0);
+
 /// The account, as [`evaluate`](lu_common::policy::evaluate) asks it.
-pub struct Kernel;
+pub struct Kernel {
+    account: &'static Account,
+    nothing: &'static [u64; 8],
+}
 
 impl Kernel {
     #[inline(always)]
-    fn known<'a>(session: u64) -> Option<&'a KnownSession> {
-        // SAFETY: within the map. Where the session is closed meanwhile its place may be another's: the answer is
-        // as old as the question.
-        SESSIONS.get_ptr(session).map(|known| unsafe { &*known })
+    pub fn new() -> Option<Self> {
+        Some(Self {
+            // SAFETY: within the map, which lives as long as the program; its numbers are read as they are.
+            account: unsafe { &*ACCOUNT.get_ptr(0)? },
+            // SAFETY: the same.
+            nothing: unsafe { &*NOTHING.get_ptr(0)? },
+        })
+    }
+
+    /// The value, or zeros.
+    #[inline(always)]
+    fn or_nothing<T: FromZeros + Copy>(&self, found: Option<*const T>) -> T {
+        const { assert!(size_of::<T>() <= size_of::<[u64; 8]>()) };
+        let found = found.unwrap_or((&raw const *self.nothing).cast());
+        // SAFETY: within a map. Where the value is removed meanwhile its place may be another's: the answer is as old as
+        // the question.
+        unsafe { found.read_volatile() }
     }
 
     #[inline(always)]
-    fn watched<'a>(session: u64, token: u64) -> Option<&'a WatchedToken> {
-        let key = TokenKey { session, token };
-        // SAFETY: the same.
-        TOKENS.get_ptr(key).map(|watched| unsafe { &*watched })
+    fn amount(&self, session: u64, known: &KnownSession) -> Amount {
+        let unknown = self.is_uncounted(known) | (is_some(session) ^ 1);
+        Amount::new(known.usage, unknown)
     }
 
+    /// 1, if it was there before anybody counted. Without one of this name there are no files in it, unless some were
+    /// not counted.
     #[inline(always)]
-    fn account<'a>() -> Option<&'a Account> {
-        // SAFETY: within the map, whose numbers are read as they are.
-        ACCOUNT.get_ptr(0).map(|account| unsafe { &*account })
+    fn is_uncounted(&self, known: &KnownSession) -> u64 {
+        let before = differ(known.state, KnownSession::UNKNOWN) ^ 1;
+        before | (is_some(self.account.unknown) & (is_some(known.state) ^ 1))
     }
+}
+
+/// 1, if a number is not 0, else 0.
+#[inline(always)]
+fn is_some(number: u64) -> u64 {
+    differ(number, 0)
 }
 
 impl Standing for Kernel {
     #[inline(always)]
-    fn session(&self, session: u64) -> Option<Usage> {
-        match Self::known(session) {
-            Some(known) => (known.state != KnownSession::UNKNOWN).then_some(known.usage),
-            // Without one of this name there are no files in it, unless some were not counted.
-            None => (session != 0 && Self::account()?.unknown == 0)
-                .then_some(Usage { files: 0, bytes: 0 }),
-        }
+    fn session(&self, session: u64) -> Amount {
+        self.amount(session, &self.or_nothing(SESSIONS.get_ptr(session)))
     }
 
     #[inline(always)]
-    fn in_all(&self) -> Option<Usage> {
-        let account = Self::account()?;
-        (account.unknown == 0).then_some(account.usage)
+    fn in_all(&self) -> Amount {
+        Amount::new(self.account.usage, is_some(self.account.unknown))
     }
 
     #[inline(always)]
-    fn is_preserved(&self, session: u64, token: u64) -> Option<bool> {
-        let watched = Self::watched(session, token)?;
-        let Some(known) = Self::known(session) else {
-            return (Self::account()?.unknown == 0).then_some(false);
-        };
-        if watched.preserved_in != 0 && watched.preserved_in == known.pointer {
-            return Some(true);
-        }
+    fn token(&self, session: u64, token: u64) -> Token {
+        let known: KnownSession = self.or_nothing(SESSIONS.get_ptr(session));
+        let watched: WatchedToken = self.or_nothing(TOKENS.get_ptr(TokenKey { session, token }));
+        // In the session that has the name now.
+        let preserved = is_some(known.pointer) & (differ(known.pointer, watched.preserved_in) ^ 1);
+        let unwatched = is_some(watched.since_ns) ^ 1;
         // Files that were there before anybody looked for this one.
-        let before = known.state == KnownSession::UNKNOWN
-            || (known.usage.files > 0 && known.first_ns < watched.since_ns);
-        (!before).then_some(false)
-    }
-
-    #[inline(always)]
-    fn is_restored(&self, session: u64, token: u64) -> Option<bool> {
-        let watched = Self::watched(session, token)?;
-        if watched.restored_ns != 0 {
-            return Some(true);
+        let before = is_some(known.usage.files) & below(known.first_ns, watched.since_ns);
+        let unknown = self.is_uncounted(&known) | unwatched | before;
+        let restored = is_some(watched.restored_ns);
+        let unseen = unwatched | is_some(watched.may_be_restored);
+        Token {
+            usage: self.amount(session, &known),
+            preserved: Answer::new(preserved, unknown & (preserved ^ 1)),
+            restored: Answer::new(restored, unseen & (restored ^ 1)),
         }
-        (watched.may_be_restored == 0).then_some(false)
     }
 
     #[inline(always)]
-    fn is_device_free(&self) -> Option<bool> {
-        let account = Self::account()?;
-        Some(account.opens.wrapping_add(account.opens_before) == 0)
+    fn is_device_free(&self) -> Answer {
+        let open = self.account.opens.wrapping_add(self.account.opens_before);
+        Answer::new(is_some(open) ^ 1, 0)
     }
 
     #[inline(always)]
-    fn is_image_loaded(&self) -> Option<bool> {
+    fn is_image_loaded(&self) -> Answer {
         let at = landmark!(kexec_image);
-        if at == 0 {
-            return None;
-        }
-        let image: u64 = Checked::read(at)?;
-        Some(image != 0)
+        let image: Option<u64> = if at == 0 { None } else { Checked::read(at) };
+        image.map(|image| image != 0).into()
     }
 
     #[inline(always)]
-    fn is_no_session_lost(&self) -> Option<bool> {
-        Some(Self::account()?.lost == 0)
+    fn is_no_session_lost(&self) -> Answer {
+        Answer::new(is_some(self.account.lost) ^ 1, 0)
     }
 }
