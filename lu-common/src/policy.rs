@@ -316,8 +316,18 @@ pub struct Quota {
     pub bytes: u64,
     /// Its number as a rule.
     pub rule: u32,
-    /// 0: each session for itself; 1: all together.
-    pub in_all: u32,
+    /// What it counts, see [`quota`].
+    pub of: u32,
+}
+
+/// [`Quota::of`].
+pub mod quota {
+    /// Nothing: there are no more.
+    pub const NONE: u32 = 0;
+    /// Each session for itself.
+    pub const SESSION: u32 = 1;
+    /// All sessions together.
+    pub const ALL: u32 = 2;
 }
 
 /// How many quotas a policy can have.
@@ -712,8 +722,11 @@ impl Policy {
         let mut at = 0;
         while at < QUOTAS {
             let quota = &self.quotas[at];
+            if quota.of == quota::NONE {
+                break;
+            }
             let bit = 1_u64.wrapping_shl(quota.rule) & limits;
-            let all = u64::from(quota.in_all).wrapping_neg();
+            let all = equal(u64::from(quota.of), u64::from(quota::ALL));
             let (session, all) = (of_session.masked(!all), in_all.masked(all));
             let is_over = less(quota.files, session.usage.files | all.usage.files)
                 | less(quota.bytes, session.usage.bytes | all.usage.bytes);

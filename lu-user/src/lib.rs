@@ -10,6 +10,7 @@ pub mod enforce;
 pub mod export;
 pub mod journal;
 pub mod orchestrator;
+pub mod policy;
 pub mod preserved;
 pub mod reboot_cpu;
 pub mod timeline;
