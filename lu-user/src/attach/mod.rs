@@ -3,6 +3,7 @@
 pub mod allowed;
 mod kernel;
 mod plan;
+pub mod skipped;
 mod symbols;
 mod types;
 
@@ -11,7 +12,7 @@ use std::path::Path;
 
 use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope};
-use aya::programs::{Program, ProgramError, UProbe};
+use aya::programs::{Program, ProgramError, ProgramFd, UProbe};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use lu_common::event::{self, Counters};
 use lu_common::layout::{FILE_OPERATIONS_MAX, Offsets};
@@ -135,6 +136,27 @@ impl Attached {
             .iter()
             .filter(|outcome| outcome.attached.is_ok())
             .count()
+    }
+
+    /// The programs on the kernel's functions to ask which of their runs were skipped. Where the program at an
+    /// entry was, the one at the exit misses it and counts ([`Counters::no_entry`]); so these are the others.
+    pub fn asked_for_skips(&self) -> impl Iterator<Item = &ProgramFd> {
+        self.coverage.iter().flat_map(|outcome| {
+            let (entry, exit) = match outcome.attached {
+                Ok("fentry") => ("fentry", "fexit"),
+                Ok("kprobe") => ("kprobe", "kretprobe"),
+                // The kernel runs programs of uprobes within each other.
+                _ => return Vec::new(),
+            };
+            let hook = outcome.hook;
+            [(entry, !hook.exit_misses_entry()), (exit, true)]
+                .into_iter()
+                .filter(|(_, wanted)| *wanted)
+                .filter_map(|(way, _)| self.programs.program(&format!("{way}_{}", hook.program)))
+                // Not every hook has both.
+                .filter_map(|program| program.fd().ok())
+                .collect()
+        })
     }
 
     /// The hooks that are not, and why.

@@ -184,6 +184,13 @@ impl Hook {
         !matches!(self.place, Place::Kernel)
     }
 
+    /// Whether the program at the exit counts it where the one at the entry was not run. That of reboot(2) does
+    /// not: of other commands than KEXEC nothing is remembered.
+    #[must_use]
+    pub fn exit_misses_entry(&self) -> bool {
+        self.exit && !self.at_exit && self.program != "sys_reboot"
+    }
+
     /// The symbol of the function in the emulated orchestrator. One program has both interfaces, and some
     /// names are in both: those of the sessions interface bear its name.
     #[must_use]

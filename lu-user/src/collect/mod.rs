@@ -1,7 +1,7 @@
 //! From the ring buffer to typed events, in order, with every loss counted.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd, RawFd};
 use std::time::Duration;
 
 use aya::maps::{MapData, PerCpuArray, RingBuf};
@@ -10,7 +10,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use zerocopy::FromBytes as _;
 
-use crate::attach::{Attached, CountersPod};
+use crate::attach::{Attached, CountersPod, skipped};
 use crate::journal::clocks::now_ns;
 
 /// What was lost on the way, since the hooks were attached.
@@ -20,15 +20,18 @@ pub struct Losses {
     pub ring_full: u64,
     /// Returns of functions whose entry was not remembered.
     pub no_entry: u64,
+    /// Runs of a program that the kernel skipped, because the same program was already running on that CPU: each would
+    /// have sent a record, or told one what the call was about. As of the last [`Collector::ask_programs`].
+    pub skipped: u64,
     /// Records without what could not be read.
     pub bad_read: u64,
 }
 
 impl Losses {
-    /// Records that were not sent.
+    /// Records that were not sent, or may lack what a skipped program would have told.
     #[must_use]
     pub const fn records(&self) -> u64 {
-        self.ring_full + self.no_entry
+        self.ring_full + self.no_entry + self.skipped
     }
 }
 
@@ -38,6 +41,10 @@ pub struct Collector {
     alarm: AsyncFd<Ring>,
     counters: PerCpuArray<MapData, CountersPod>,
     told: u64,
+    /// See [`Losses::skipped`].
+    skipped: u64,
+    /// The programs to ask for it; `programs` keeps them open.
+    asked: Vec<RawFd>,
     /// The hooks are attached as long as their programs are held.
     _programs: aya::Ebpf,
 }
@@ -53,6 +60,10 @@ impl AsRawFd for Ring {
 impl Collector {
     /// Takes over the attached hooks' records. Must be called within a tokio runtime.
     pub fn new(attached: Attached) -> io::Result<Self> {
+        let asked = attached
+            .asked_for_skips()
+            .map(|program| program.as_fd().as_raw_fd())
+            .collect();
         let Attached {
             programs,
             coverage: _,
@@ -66,6 +77,8 @@ impl Collector {
             alarm: register(alarm)?,
             counters,
             told: 0,
+            skipped: 0,
+            asked,
             _programs: programs,
         })
     }
@@ -108,10 +121,31 @@ impl Collector {
         Ok(())
     }
 
+    /// Takes what is there without waiting, and asks every program too.
+    pub fn take_stock(&mut self, each: impl FnMut(&Record)) -> io::Result<()> {
+        self.ask_programs()?;
+        self.finish(each)
+    }
+
+    /// Asks the kernel which runs of programs it has skipped; [`finish`](Self::finish) tells them. That takes some
+    /// microseconds for each program, too long for every batch.
+    pub fn ask_programs(&mut self) -> io::Result<()> {
+        self.skipped = self
+            .asked
+            .iter()
+            .map(|program| skipped::runs(*program))
+            .sum::<io::Result<u64>>()?;
+        Ok(())
+    }
+
     /// What was lost so far.
     pub fn losses(&self) -> io::Result<Losses> {
         let all = self.counters.get(&0, 0).map_err(io::Error::other)?;
-        Ok(all.iter().fold(Losses::default(), |sum, cpu| {
+        let none = Losses {
+            skipped: self.skipped,
+            ..Losses::default()
+        };
+        Ok(all.iter().fold(none, |sum, cpu| {
             let Counters {
                 made: _,
                 ring_full,
@@ -122,6 +156,7 @@ impl Collector {
                 ring_full: sum.ring_full + ring_full,
                 no_entry: sum.no_entry + no_entry,
                 bad_read: sum.bad_read + bad_read,
+                ..sum
             }
         }))
     }
