@@ -218,12 +218,11 @@ impl Run {
         self.deferred.push(*record);
     }
 
-    /// The reboots that were refused meanwhile, as one.
+    /// The reboots that were refused meanwhile, as one for each errno.
     fn note_refusals(&mut self) -> Result<()> {
-        match self.refusals.take() {
-            Some(record) => self.note(&record),
-            None => Ok(()),
-        }
+        self.refusals
+            .take()
+            .try_for_each(|record| self.note(&record))
     }
 
     fn say_problems(&mut self) {
@@ -274,16 +273,13 @@ impl Sink for Run {
 
     fn record(&mut self, record: &Record) -> Result<()> {
         let kexec = record.kind() == Some(Kind::Kexec) && !record.is_emulated();
-        // What was let through may fail with the same errno.
-        let through = self.urgent.as_ref().map(|urgent| urgent.by);
-        let refused = kexec && Refusals::is_one(record) && through != Some(record.header.tid);
-        if refused && !self.refusals.push(record) {
+        if !self.refusals.push(record) {
             // One of many, which are kept as one.
         } else if kexec && !record.is_exit() {
-            if self.urgent.is_none()
-                && let Some(refused) = self.refusals.take()
-            {
-                self.defer(&refused);
+            if self.urgent.is_none() {
+                for refused in self.refusals.take() {
+                    self.defer(&refused);
+                }
             }
             self.defer(record);
             // The one before gives its CPUs back first.
