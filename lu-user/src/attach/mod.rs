@@ -14,7 +14,7 @@ use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope};
 use aya::programs::{Program, ProgramError, ProgramFd, UProbe};
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use lu_common::event::{self, Counters};
+use lu_common::event::{self, Counters, Record};
 use lu_common::layout::{FILE_OPERATIONS_MAX, Offsets};
 use lu_common::uapi::Interface;
 
@@ -27,8 +27,11 @@ use crate::orchestrator::Orchestrator;
 /// The compiled BPF programs.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lu.bpf.o"));
 
-/// The ring buffer's size unless told otherwise, in bytes: 32,768 records.
+/// The ring buffer's size unless told otherwise, in bytes: some 30,000 records.
 pub const RING_BUFFER: u64 = 4 << 20;
+
+/// What the kernel puts before each record there, in bytes (`BPF_RINGBUF_HDR_SZ`).
+const RING_BUFFER_HEADER: usize = 8;
 
 /// Why nothing can be watched.
 #[derive(Debug, thiserror::Error)]
@@ -114,6 +117,8 @@ pub struct Attached {
     pub unknown_members: Vec<(&'static str, &'static str)>,
     /// Where the records come.
     pub events: RingBuf<MapData>,
+    /// How many have room there.
+    pub capacity: usize,
     /// Readable once reboot(KEXEC) is under way: nobody may sleep any more.
     pub alarm: RingBuf<MapData>,
     /// What was made and what was lost.
@@ -227,6 +232,7 @@ pub fn attach(
         coverage,
         unknown_members,
         events,
+        capacity: size as usize / (RING_BUFFER_HEADER + size_of::<Record>()),
         alarm,
         counters,
     })
