@@ -49,7 +49,7 @@ pub unsafe fn clear<T: FromZeros>(at: *mut T) {
 ///
 /// | level | functions |
 /// |---|---|
-/// | 0 | the outermost: open, release and ioctl of the device and of a session, reboot(2) |
+/// | 0 | the outermost: open, release and ioctl of the device and of a session, reboot(2) (`liveupdate_reboot` stands for it where it has no hook) |
 /// | 1 | `liveupdate_reboot` |
 /// | 2 | steps of the whole machine: prepare, freeze, (de)serialize, shutdown |
 /// | 3 | all files of a session, `device_shutdown` |
@@ -230,6 +230,12 @@ impl Context {
     pub fn entered(&self, level: usize, kind: Kind) -> Option<u64> {
         let entered = &self.within[level];
         (entered.kind == kind as u64).then_some(entered.t_ns)
+    }
+
+    /// Whether it is in reboot(KEXEC), from where that has been let through at the latest.
+    pub fn is_kexec(&self) -> bool {
+        let outermost = self.within[0].kind;
+        outermost == Kind::Kexec as u64 || outermost == Kind::Reboot as u64
     }
 
     /// Forgets the call once the function at `level` has returned, unless it was called by one with a hook.

@@ -3,6 +3,7 @@
 pub mod allowed;
 mod kernel;
 mod plan;
+pub mod skipped;
 mod symbols;
 mod types;
 
@@ -11,9 +12,9 @@ use std::path::Path;
 
 use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope};
-use aya::programs::{Program, ProgramError, UProbe};
+use aya::programs::{Program, ProgramError, ProgramFd, UProbe};
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use lu_common::event::{self, Counters, FileKind};
+use lu_common::event::{self, Counters, FileKind, Record};
 use lu_common::layout::{FILE_OPERATIONS_MAX, Offsets};
 use lu_common::uapi::Interface;
 
@@ -28,8 +29,11 @@ use crate::orchestrator::Orchestrator;
 pub(crate) static OBJECT: &[u8] =
     aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lu.bpf.o"));
 
-/// The ring buffer's size unless told otherwise, in bytes: 32,768 records.
+/// The ring buffer's size unless told otherwise, in bytes: some 30,000 records.
 pub const RING_BUFFER: u64 = 4 << 20;
+
+/// What the kernel puts before each record there, in bytes (`BPF_RINGBUF_HDR_SZ`).
+const RING_BUFFER_HEADER: usize = 8;
 
 /// Why nothing can be watched.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +119,8 @@ pub struct Attached {
     pub unknown_members: Vec<(&'static str, &'static str)>,
     /// Where the records come.
     pub events: RingBuf<MapData>,
+    /// How many have room there.
+    pub capacity: usize,
     /// Readable once reboot(KEXEC) is under way: nobody may sleep any more.
     pub alarm: RingBuf<MapData>,
     /// What was made and what was lost.
@@ -137,6 +143,27 @@ impl Attached {
             .iter()
             .filter(|outcome| outcome.attached.is_ok())
             .count()
+    }
+
+    /// The programs on the kernel's functions to ask which of their runs were skipped. Where the program at an
+    /// entry was, the one at the exit misses it and counts ([`Counters::no_entry`]); so these are the others.
+    pub fn asked_for_skips(&self) -> impl Iterator<Item = &ProgramFd> {
+        self.coverage.iter().flat_map(|outcome| {
+            let (entry, exit) = match outcome.attached {
+                Ok("fentry") => ("fentry", "fexit"),
+                Ok("kprobe") => ("kprobe", "kretprobe"),
+                // The kernel runs programs of uprobes within each other.
+                _ => return Vec::new(),
+            };
+            let hook = outcome.hook;
+            [(entry, !hook.exit_misses_entry()), (exit, true)]
+                .into_iter()
+                .filter(|(_, wanted)| *wanted)
+                .filter_map(|(way, _)| self.programs.program(&format!("{way}_{}", hook.program)))
+                // Not every hook has both.
+                .filter_map(|program| program.fd().ok())
+                .collect()
+        })
     }
 
     /// The hooks that are not, and why.
@@ -205,6 +232,7 @@ pub fn attach(
         coverage,
         unknown_members,
         events,
+        capacity: size as usize / (RING_BUFFER_HEADER + size_of::<Record>()),
         alarm,
         counters,
     })

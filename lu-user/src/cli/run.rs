@@ -210,6 +210,17 @@ impl Run {
         self.keep(record)
     }
 
+    /// Whether a kexec begins that reboot(2) did not tell of, since it has no hook.
+    fn begins_unannounced(&self, record: &Record) -> bool {
+        record.kind() == Some(Kind::Reboot)
+            && !record.is_emulated()
+            && !record.is_exit()
+            && self
+                .urgent
+                .as_ref()
+                .is_none_or(|urgent| urgent.by != record.header.tid)
+    }
+
     /// While nobody may sleep: into memory alone.
     fn defer(&mut self, record: &Record) {
         if let Some(recorder) = &mut self.recorder {
@@ -218,12 +229,11 @@ impl Run {
         self.deferred.push(*record);
     }
 
-    /// The reboots that were refused meanwhile, as one.
+    /// The reboots that were refused meanwhile, as one for each errno.
     fn note_refusals(&mut self) -> Result<()> {
-        match self.refusals.take() {
-            Some(record) => self.note(&record),
-            None => Ok(()),
-        }
+        self.refusals
+            .take()
+            .try_for_each(|record| self.note(&record))
     }
 
     fn say_problems(&mut self) {
@@ -274,16 +284,13 @@ impl Sink for Run {
 
     fn record(&mut self, record: &Record) -> Result<()> {
         let kexec = record.kind() == Some(Kind::Kexec) && !record.is_emulated();
-        // What was let through may fail with the same errno.
-        let through = self.urgent.as_ref().map(|urgent| urgent.by);
-        let refused = kexec && Refusals::is_one(record) && through != Some(record.header.tid);
-        if refused && !self.refusals.push(record) {
+        if !self.refusals.push(record) {
             // One of many, which are kept as one.
-        } else if kexec && !record.is_exit() {
-            if self.urgent.is_none()
-                && let Some(refused) = self.refusals.take()
-            {
-                self.defer(&refused);
+        } else if kexec && !record.is_exit() || self.begins_unannounced(record) {
+            if self.urgent.is_none() {
+                for refused in self.refusals.take() {
+                    self.defer(&refused);
+                }
             }
             self.defer(record);
             // The one before gives its CPUs back first.
@@ -302,8 +309,11 @@ impl Sink for Run {
         } else {
             self.note(record)?;
         }
-        let is_back =
-            |urgent: &mut Urgent| kexec && record.is_exit() && urgent.by == record.header.tid;
+        // A freeze that fails is the end of it, also where reboot(2) has no hook.
+        let failed = record.kind() == Some(Kind::Reboot) && record.errno().is_some();
+        let is_back = |urgent: &mut Urgent| {
+            (kexec && record.is_exit() || failed) && urgent.by == record.header.tid
+        };
         self.urgent.take_if(is_back);
         Ok(())
     }

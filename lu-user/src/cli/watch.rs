@@ -40,6 +40,8 @@ const LINGER: Duration = Duration::from_millis(20);
 /// In every how many rounds without sleep the losses are asked for.
 const ASK_FOR_LOSSES: u32 = 4096;
 
+const NOT_COUNTED: &str = "cannot count what was lost";
+
 /// Where records go.
 pub trait Sink {
     /// The hooks are attached, nothing is collected yet, and every privilege is still there.
@@ -133,16 +135,18 @@ impl Watch {
                 _ = hangup.recv() => false,
                 () = &mut end => false,
             };
-            if !go_on {
-                collector
-                    .finish(&mut each)
-                    .context("cannot read the ring buffer")?;
+            if ticked || !go_on {
+                collector.take_stock(&mut each).context(NOT_COUNTED)?;
             }
             failed?;
             if ticked {
                 sink.tick()?;
                 pause = (pause * 2).min(LONGEST_TICK);
                 tick.as_mut().reset(tokio::time::Instant::now() + pause);
+            }
+            if sink.is_urgent() {
+                // Soon nobody can.
+                collector.ask_programs().context(NOT_COUNTED)?;
             }
             let mut sweeps = 0_u32;
             while sink.is_urgent() && !stop.load(Ordering::Relaxed) {
@@ -185,6 +189,13 @@ pub fn tell(losses: Losses) -> String {
     let mut text = format!("{} lost", losses.records());
     if losses.ring_full > 0 {
         text.push_str("; a larger --ring-buffer loses fewer");
+    }
+    if losses.skipped > 0 {
+        let _ = write!(
+            text,
+            "; {} times the kernel skipped a program that was already running on the CPU",
+            losses.skipped
+        );
     }
     if losses.bad_read > 0 {
         let _ = write!(
