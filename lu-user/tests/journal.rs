@@ -145,6 +145,34 @@ fn a_restart_between_two_finishes_goes_on_with_the_update() {
     assert_eq!(listed(folder), finished([1]));
 }
 
+#[test]
+fn a_journal_has_one_writer_and_any_number_of_readers() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let mut machine = Machine::new();
+    let mut journal = open(folder);
+    push(&mut journal, &machine.start());
+    push(&mut journal, &machine.update());
+    let Err(error) = Journal::open(folder, Retention::default()) else {
+        panic!("there are two writers");
+    };
+    let error = error.to_string();
+    let path = folder.to_str().expect("text");
+    assert!(
+        error.contains(path) && error.contains("--journal"),
+        "{error}"
+    );
+    assert_eq!(listed(folder), finished([1]));
+    // The next one waits for a moment.
+    let ends = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        drop(journal);
+    });
+    let mut journal = open(folder);
+    ends.join().expect("ended");
+    assert_eq!(numbers(&push(&mut journal, &machine.update())), [2]);
+}
+
 /// lu ends after each record once, and the next one goes on from there.
 #[test]
 fn wherever_lu_ends_each_update_is_kept_once() {

@@ -6,10 +6,11 @@
 //! for the disk. At the start what the files have and the history lacks is made
 //! up for: the numbers go on from there, and so does an update that is under way.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::slice;
+use std::time::{Duration, Instant};
+use std::{slice, thread};
 
 use lu_common::event::Record;
 
@@ -31,6 +32,13 @@ pub const LEAST: u64 = 8 << 20;
 
 /// How many updates that came late are written to the history at once.
 const BATCH: usize = 256;
+
+/// How long the folder may be another lu's before we give up: a service that is started again may overlap with what
+/// it was before.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The pause between two tries.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// How much is kept.
 #[derive(Clone, Copy, Debug)]
@@ -64,6 +72,8 @@ impl Start {
 /// The writing end of a journal.
 pub struct Journal {
     folder: PathBuf,
+    /// The folder is ours to write to as long as this is open.
+    _lock: File,
     retention: Retention,
     run: u64,
     history: Option<History>,
@@ -93,7 +103,8 @@ pub struct Journal {
 
 impl Journal {
     /// Opens the journal in `folder`, which is made, for root alone, where it is missing; brings the history up
-    /// to date.
+    /// to date. Others may read it meanwhile, but nobody else can open it like this: [`Error::Taken`] after two
+    /// seconds.
     pub fn open(folder: &Path, retention: Retention) -> Result<Self, Error> {
         if retention.bytes < LEAST {
             return Err(Error::TooSmall(retention.bytes));
@@ -112,6 +123,7 @@ impl Journal {
         }
         let mut journal = Self {
             folder: folder.into(),
+            _lock: lock(folder)?,
             retention,
             run: realtime_ns(),
             history: None,
@@ -397,6 +409,20 @@ impl Journal {
             );
         }
         Ok(())
+    }
+}
+
+/// A lock on the folder itself, which ends with its descriptor.
+fn lock(folder: &Path) -> Result<File, Error> {
+    let file = File::open(folder).map_err(at("open", folder))?;
+    let start = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if start.elapsed() < PATIENCE => thread::sleep(PAUSE),
+            Err(TryLockError::WouldBlock) => return Err(Error::Taken(folder.into())),
+            Err(TryLockError::Error(error)) => return Err(at("lock", folder)(error)),
+        }
     }
 }
 
