@@ -187,8 +187,7 @@ impl Writer {
             quiet: u32::from(start.is_quiet),
             reserved: [0; 48],
         };
-        self.write(header.as_bytes())?;
-        self.write(start.context.as_bytes())
+        self.write(&[header.as_bytes(), start.context.as_bytes()].concat())
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
