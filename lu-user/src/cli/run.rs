@@ -1,5 +1,6 @@
 //! `lu run`.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
@@ -90,9 +91,13 @@ impl Args {
             printer: self.trace.then(|| Printer::new(false)),
             urgent: None,
             deferred: Vec::new(),
+            held: VecDeque::new(),
+            has_told: false,
         };
-        let losses = self.watch.watch(&mut run)?;
+        let watched = self.watch.watch(&mut run);
+        run.let_go();
         run.say_problems();
+        let losses = watched?;
         let events = run.journal.events();
         eprintln!(
             "lu: {} events in {}, {}",
@@ -122,9 +127,13 @@ struct Run {
     recorder_in: RecorderIn,
     printer: Option<Printer>,
     urgent: Option<Urgent>,
-    /// What goes to the journal and the terminal once there is time again: both may block for ever on a
-    /// device that is shut down.
+    /// What goes to the journal and the terminal later: once there is time again, since both may block for ever
+    /// on a device that is shut down; and behind what is held.
     deferred: Vec<Record>,
+    /// What earlier lus recorded and the journal does not have yet.
+    held: VecDeque<Found>,
+    /// Whether it was told why.
+    has_told: bool,
 }
 
 /// This kernel is about to go.
@@ -137,46 +146,96 @@ struct Urgent {
 }
 
 impl Run {
-    /// What an earlier lu recorded comes first, as far as the journal does not have it. It is let go only once
-    /// it is in the journal.
-    fn recover(&mut self, found: Found) -> Result<()> {
-        let recovered = match &found.contents {
-            Ok(recovered) => recovered,
-            Err(error) => {
+    /// What earlier lus recorded comes first, as far as the journal does not have it. It is let go only once it is
+    /// in the journal, which is tried again at each tick.
+    fn recover(&mut self) -> Result<()> {
+        while let Some(found) = self.held.front() {
+            let Some(recovered) = &found.contents else {
+                self.held.pop_front();
+                continue;
+            };
+            let mut new = Vec::new();
+            let joined = self.journal.join(recovered, &mut new);
+            if let Some(printer) = &mut self.printer {
+                for record in &new {
+                    printer.record(record)?;
+                }
+            }
+            let place = shown(found.place);
+            let events = new.iter().filter(|record| record.is_from_hook()).count();
+            if events > 0 || recovered.senseless > 0 {
                 eprintln!(
-                    "lu: what was recorded in {} is lost: {error}",
-                    shown(found.place)
+                    "lu: {events} events from before, in {place}{}",
+                    match recovered.senseless {
+                        0 => String::new(),
+                        count => format!("; {count} that make no sense are left out"),
+                    }
                 );
+            }
+            if let Err(error) = joined {
+                if !self.has_told {
+                    self.has_told = true;
+                    eprintln!(
+                        "lu: what was recorded in {place} stays there, since it cannot be written to the journal: \
+                         {error}; what is seen meanwhile waits in memory, and lu tries again"
+                    );
+                }
                 return Ok(());
             }
-        };
-        let joined = self.journal.join(recovered)?;
-        for record in &joined {
-            if let Some(printer) = &mut self.printer {
-                printer.record(record)?;
+            if let Some(Err(error)) = self.held.pop_front().map(Found::release) {
+                eprintln!("lu: it stays in {place}: {error}");
             }
         }
-        let joined = joined.iter().filter(|record| record.is_from_hook()).count();
-        if joined > 0 || recovered.senseless > 0 {
-            eprintln!(
-                "lu: {joined} events from before, in {}{}",
-                shown(found.place),
-                match recovered.senseless {
-                    0 => String::new(),
-                    count => format!("; {count} that make no sense are left out"),
-                }
-            );
-        }
-        let place = found.place;
-        if let Err(error) = found.release() {
-            eprintln!("lu: it stays in {}: {error}", shown(place));
-        }
         Ok(())
+    }
+
+    /// Takes over what was found, and says what of it cannot be read.
+    fn hold(&mut self, found: Found) {
+        let place = shown(found.place);
+        if let Some(error) = found.bad.first() {
+            match &found.contents {
+                None => eprintln!("lu: what was recorded in {place} is lost: {error}"),
+                Some(_) => eprintln!(
+                    "lu: {} pieces of what was recorded in {place} are lost, the first of them: {error}",
+                    found.bad.len()
+                ),
+            }
+        }
+        self.held.push_back(found);
+    }
+
+    /// Tries for the last time, and says what is lost with what is held.
+    fn let_go(&mut self) {
+        if let Err(error) = self.recover() {
+            eprintln!("lu: {error}");
+        }
+        for found in std::mem::take(&mut self.held) {
+            let place = shown(found.place);
+            match found.place {
+                Place::Session => eprintln!(
+                    "lu: what was recorded in {place} is lost: the journal does not have it, and the kernel \
+                     finishes a session that is closed"
+                ),
+                Place::Store | Place::File => eprintln!(
+                    "lu: what was recorded in {place} stays there for the next lu run, which has to come to it \
+                     before the next kexec"
+                ),
+            }
+        }
     }
 
     /// In the first place where it can be had.
     fn begin_recorder(&mut self, stop: &AtomicBool) -> Result<()> {
         for place in self.recorder_in.places() {
+            // The new kernel's session is another one; all else would be written over.
+            let is_taken = |found: &Found| found.place == *place && *place != Place::Session;
+            if self.held.iter().any(is_taken) {
+                eprintln!(
+                    "lu: no flight recorder in {}: what is there is not in the journal yet",
+                    shown(*place)
+                );
+                continue;
+            }
             let made = Recorder::create(
                 *place,
                 self.journal.run(),
@@ -204,6 +263,11 @@ impl Run {
     }
 
     fn note(&mut self, record: &Record) -> Result<()> {
+        // What waits comes first.
+        if self.urgent.is_some() || !self.deferred.is_empty() || !self.held.is_empty() {
+            self.defer(record);
+            return Ok(());
+        }
         if let Some(recorder) = &mut self.recorder {
             recorder.append(record);
         }
@@ -258,7 +322,7 @@ impl Sink for Run {
         if in_kernel {
             for found in recorder::recover(&self.folder, stop) {
                 match found {
-                    Ok(found) => self.recover(found)?,
+                    Ok(found) => self.hold(found),
                     Err(error) => {
                         eprintln!(
                             "lu: there may be a flight recorder that cannot be read: {error}"
@@ -267,8 +331,7 @@ impl Sink for Run {
                 }
             }
         }
-        // What comes now sorts behind it.
-        self.journal.begin()?;
+        self.recover()?;
         self.say_problems();
         if in_kernel {
             self.begin_recorder(stop)?;
@@ -303,9 +366,6 @@ impl Sink for Run {
             // The nearer the reading is to the jump, the less the clocks have drifted apart.
             self.defer(&clocks::anchor());
             self.beat();
-        } else if self.urgent.is_some() || !self.deferred.is_empty() {
-            // What waits comes first.
-            self.defer(record);
         } else {
             self.note(record)?;
         }
@@ -321,6 +381,7 @@ impl Sink for Run {
     fn tick(&mut self) -> Result<()> {
         self.note_refusals()?;
         self.note(&clocks::anchor())?;
+        self.recover()?;
         Ok(self.journal.tick()?)
     }
 
@@ -339,11 +400,22 @@ impl Sink for Run {
     }
 
     fn end(&mut self) -> Result<()> {
-        self.tick()
+        // What waits comes first.
+        self.settle()?;
+        self.tick()?;
+        self.let_go();
+        self.settle()?;
+        Ok(self.journal.sync()?)
     }
 
     fn settle(&mut self) -> Result<()> {
         self.urgent = None;
+        if self.deferred.len() >= DEFERRED {
+            self.let_go();
+        }
+        if !self.held.is_empty() {
+            return Ok(());
+        }
         for record in std::mem::take(&mut self.deferred) {
             self.keep(&record)?;
         }
@@ -377,5 +449,130 @@ const fn shown(place: Place) -> &'static str {
         Place::Session => "session lu-recorder",
         Place::Store => "the service manager's store",
         Place::File => "the journal's folder",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    fn run(folder: &Path) -> Run {
+        Run {
+            born: clocks::anchor(),
+            folder: folder.into(),
+            journal: Journal::open(folder, Retention::default()).expect("a journal"),
+            refusals: Refusals::default(),
+            recorder: None,
+            recorder_size: ByteSize(recorder::SIZE),
+            recorder_in: RecorderIn::File,
+            printer: None,
+            urgent: None,
+            deferred: Vec::new(),
+            held: VecDeque::new(),
+            has_told: false,
+        }
+    }
+
+    /// What the journal has, by kind and time, without the readings of the clocks.
+    fn kept(folder: &Path) -> Vec<(Kind, u64)> {
+        let mut kept = Vec::new();
+        journal::read::records(folder, |record| {
+            kept.extend(record.kind().map(|kind| (kind, record.header.t_ns)));
+        })
+        .expect("read");
+        kept.retain(|(kind, _)| matches!(kind, Kind::Open | Kind::Kexec | Kind::LastBeat));
+        kept
+    }
+
+    fn open(t_ns: u64) -> Record {
+        Record::made(Kind::Open, t_ns, [0; 64])
+    }
+
+    /// What an earlier lu has left in the journal's folder.
+    fn left(folder: &Path) -> Found {
+        let go_on = AtomicBool::new(false);
+        let mut recorder =
+            Recorder::create(Place::File, 7, 1 << 20, folder, &go_on).expect("a recorder");
+        for t_ns in 1..=3 {
+            recorder.append(&open(t_ns));
+        }
+        let mut found = recorder::recover(folder, &go_on);
+        found.remove(0).expect("found")
+    }
+
+    const RECORDER: &str = "recorder";
+
+    #[test]
+    fn what_cannot_be_joined_is_held_until_it_can_be_and_what_is_seen_waits_behind_it() {
+        let root = tempfile::tempdir().expect("a folder");
+        let [folder, away] = ["journal", "away"].map(|name| root.path().join(name));
+        let mut run = run(&folder);
+        let found = left(&folder);
+        fs::rename(&folder, &away).expect("renamed");
+        run.hold(found);
+        run.recover().expect("told");
+        for t_ns in [11, 12] {
+            run.record(&open(t_ns)).expect("taken");
+            run.tick().expect("tried again");
+            run.settle().expect("waits");
+        }
+        assert_eq!(run.held.len(), 1);
+        fs::rename(&away, &folder).expect("renamed");
+        assert!(journal::segment::list(&folder).is_ok_and(|files| files.is_empty()));
+        assert!(folder.join(RECORDER).exists());
+        run.tick().expect("joined");
+        assert!(run.held.is_empty() && !folder.join(RECORDER).exists());
+        run.record(&open(13)).expect("taken");
+        run.settle().expect("settled");
+        let mut kept = kept(&folder);
+        kept.retain(|(kind, _)| *kind == Kind::Open);
+        let times: Vec<u64> = kept.into_iter().map(|(_, t_ns)| t_ns).collect();
+        assert_eq!(times, [1, 2, 3, 11, 12, 13]);
+    }
+
+    #[test]
+    fn at_its_end_it_tries_once_more_and_else_keeps_what_was_seen() {
+        for is_back in [true, false] {
+            let root = tempfile::tempdir().expect("a folder");
+            let [folder, away] = ["journal", "away"].map(|name| root.path().join(name));
+            let mut run = run(&folder);
+            let found = left(&folder);
+            fs::rename(&folder, &away).expect("renamed");
+            run.hold(found);
+            run.recover().expect("told");
+            run.record(&open(11)).expect("taken");
+            if is_back {
+                fs::rename(&away, &folder).expect("renamed");
+                run.end().expect("ended");
+                assert_eq!(kept(&folder).len(), 5);
+                assert!(!folder.join(RECORDER).exists());
+            } else {
+                // Another journal has to do.
+                run.let_go();
+                assert!(run.held.is_empty());
+                fs::create_dir(&folder).expect("made");
+                run.end().expect("ended");
+                assert_eq!(kept(&folder), [(Kind::Open, 11)]);
+                assert!(away.join(RECORDER).exists());
+            }
+        }
+    }
+
+    #[test]
+    fn what_waits_for_the_end_of_a_kexec_comes_before_the_last_reading_of_the_clocks() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut run = run(folder.path());
+        let mut kexec = Record::made(Kind::Kexec, 1, [0; 64]);
+        kexec.header.tid = 5;
+        run.record(&kexec).expect("taken");
+        run.record(&open(2)).expect("taken");
+        run.end().expect("ended");
+        let mut kinds = Vec::new();
+        journal::read::records(folder.path(), |record| kinds.extend(record.kind())).expect("read");
+        let expected = [Kind::Kexec, Kind::Anchor, Kind::Open, Kind::Anchor];
+        assert!(kinds.ends_with(&expected), "{kinds:?}");
     }
 }

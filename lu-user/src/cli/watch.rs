@@ -63,9 +63,9 @@ pub trait Sink {
     }
     /// Another round without sleep.
     fn beat(&mut self) {}
-    /// It is over; what comes now is the last.
+    /// It is over, and all records were handed over.
     fn end(&mut self) -> Result<()> {
-        Ok(())
+        self.settle()
     }
 }
 
@@ -171,11 +171,9 @@ impl Watch {
             }
             if !go_on {
                 sink.end()?;
-            }
-            sink.settle()?;
-            if !go_on {
                 return collector.losses().context("cannot read the loss counters");
             }
+            sink.settle()?;
             collector
                 .gather(LINGER)
                 .await
