@@ -30,7 +30,7 @@ fn open_with(folder: &Path, retention: Retention) -> Journal {
 /// Appends records as one batch; what was told.
 fn push(journal: &mut Journal, records: &[Record]) -> Vec<Report> {
     for record in records {
-        journal.push(record).expect("appended");
+        journal.push(&[*record]).expect("appended");
     }
     journal.settle().expect("settled")
 }
@@ -213,7 +213,7 @@ fn what_the_new_kernels_clock_tells_later_is_kept_too() {
         (entries[0].blackout_ns.is_some(), entries[0].uncertainty_ns)
     };
     assert_eq!(uncertainty(), (true, None));
-    journal.push(&machine.anchor()).expect("appended");
+    journal.push(&[machine.anchor()]).expect("appended");
     journal.tick().expect("ticked");
     // It is not told twice.
     assert_eq!(journal.settle().expect("settled"), []);

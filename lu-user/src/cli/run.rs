@@ -90,7 +90,7 @@ impl Args {
             recorder_in: self.recorder_in,
             printer: self.trace.then(|| Printer::new(false)),
             urgent: None,
-            deferred: Vec::new(),
+            waiting: Vec::new(),
             held: VecDeque::new(),
             has_told: false,
         };
@@ -113,7 +113,7 @@ impl Args {
 const URGENT: Duration = Duration::from_mins(1);
 
 /// How many records may wait meanwhile.
-const DEFERRED: usize = 1 << 20;
+const WAITING: usize = 1 << 20;
 
 struct Run {
     /// The clocks at the start: attaching takes long enough to know the counter's frequency by, should the
@@ -127,9 +127,9 @@ struct Run {
     recorder_in: RecorderIn,
     printer: Option<Printer>,
     urgent: Option<Urgent>,
-    /// What goes to the journal and the terminal later: once there is time again, since both may block for ever
-    /// on a device that is shut down; and behind what is held.
-    deferred: Vec<Record>,
+    /// What goes to the journal and the terminal when the batch is over, and there is time: both may block for ever on
+    /// a device that is shut down. It comes behind what is held.
+    waiting: Vec<Record>,
     /// What earlier lus recorded and the journal does not have yet.
     held: VecDeque<Found>,
     /// Whether it was told why.
@@ -262,16 +262,12 @@ impl Run {
         Ok(())
     }
 
-    fn note(&mut self, record: &Record) -> Result<()> {
-        // What waits comes first.
-        if self.urgent.is_some() || !self.deferred.is_empty() || !self.held.is_empty() {
-            self.defer(record);
-            return Ok(());
-        }
+    /// Into memory alone, until the batch is over.
+    fn note(&mut self, record: &Record) {
         if let Some(recorder) = &mut self.recorder {
             recorder.append(record);
         }
-        self.keep(record)
+        self.waiting.push(*record);
     }
 
     /// Whether a kexec begins that reboot(2) did not tell of, since it has no hook.
@@ -285,33 +281,17 @@ impl Run {
                 .is_none_or(|urgent| urgent.by != record.header.tid)
     }
 
-    /// While nobody may sleep: into memory alone.
-    fn defer(&mut self, record: &Record) {
-        if let Some(recorder) = &mut self.recorder {
-            recorder.append(record);
-        }
-        self.deferred.push(*record);
-    }
-
     /// The reboots that were refused meanwhile, as one for each errno.
-    fn note_refusals(&mut self) -> Result<()> {
-        self.refusals
-            .take()
-            .try_for_each(|record| self.note(&record))
+    fn note_refusals(&mut self) {
+        for refused in self.refusals.take() {
+            self.note(&refused);
+        }
     }
 
     fn say_problems(&mut self) {
         for problem in self.journal.problems() {
             eprintln!("lu: {problem}");
         }
-    }
-
-    fn keep(&mut self, record: &Record) -> Result<()> {
-        self.journal.push(record)?;
-        if let Some(printer) = &mut self.printer {
-            printer.record(record)?;
-        }
-        Ok(())
     }
 }
 
@@ -336,13 +316,14 @@ impl Sink for Run {
         if in_kernel {
             self.begin_recorder(stop)?;
         }
-        self.note(&clocks::kernel())?;
+        self.note(&clocks::kernel());
         if let Some(handover) = boot::handover() {
-            self.note(&handover)?;
+            self.note(&handover);
         }
         let born = self.born;
-        self.note(&born)?;
-        self.note(&clocks::anchor())
+        self.note(&born);
+        self.note(&clocks::anchor());
+        Ok(())
     }
 
     fn record(&mut self, record: &Record) -> Result<()> {
@@ -351,11 +332,9 @@ impl Sink for Run {
             // One of many, which are kept as one.
         } else if kexec && !record.is_exit() || self.begins_unannounced(record) {
             if self.urgent.is_none() {
-                for refused in self.refusals.take() {
-                    self.defer(&refused);
-                }
+                self.note_refusals();
             }
-            self.defer(record);
+            self.note(record);
             // The one before gives its CPUs back first.
             self.urgent = None;
             self.urgent = Some(Urgent {
@@ -364,10 +343,10 @@ impl Sink for Run {
                 _elsewhere: OffRebootCpu::new(),
             });
             // The nearer the reading is to the jump, the less the clocks have drifted apart.
-            self.defer(&clocks::anchor());
+            self.note(&clocks::anchor());
             self.beat();
         } else {
-            self.note(record)?;
+            self.note(record);
         }
         // A freeze that fails is the end of it, also where reboot(2) has no hook.
         let failed = record.kind() == Some(Kind::Reboot) && record.errno().is_some();
@@ -379,14 +358,14 @@ impl Sink for Run {
     }
 
     fn tick(&mut self) -> Result<()> {
-        self.note_refusals()?;
-        self.note(&clocks::anchor())?;
+        self.note_refusals();
+        self.note(&clocks::anchor());
         self.recover()?;
         Ok(self.journal.tick()?)
     }
 
     fn is_urgent(&self) -> bool {
-        self.deferred.len() < DEFERRED
+        self.waiting.len() < WAITING
             && self
                 .urgent
                 .as_ref()
@@ -410,14 +389,19 @@ impl Sink for Run {
 
     fn settle(&mut self) -> Result<()> {
         self.urgent = None;
-        if self.deferred.len() >= DEFERRED {
+        if self.waiting.len() >= WAITING {
             self.let_go();
         }
         if !self.held.is_empty() {
             return Ok(());
         }
-        for record in std::mem::take(&mut self.deferred) {
-            self.keep(&record)?;
+        let batch = std::mem::take(&mut self.waiting);
+        self.journal.push(&batch)?;
+        // What is printed is in the journal.
+        if let Some(printer) = &mut self.printer {
+            for record in &batch {
+                printer.record(record)?;
+            }
         }
         let ended = self.journal.settle()?;
         if let Some(printer) = &mut self.printer {
@@ -470,7 +454,7 @@ mod tests {
             recorder_in: RecorderIn::File,
             printer: None,
             urgent: None,
-            deferred: Vec::new(),
+            waiting: Vec::new(),
             held: VecDeque::new(),
             has_told: false,
         }

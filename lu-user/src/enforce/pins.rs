@@ -23,9 +23,12 @@ const FOLDER: &str = "/sys/fs/bpf/lu";
 /// The folder of this version's programs.
 #[must_use]
 pub fn folder() -> PathBuf {
-    let hash = Sha256::digest(OBJECT);
-    let version: String = hash[..8].iter().map(|byte| format!("{byte:02x}")).collect();
-    Path::new(FOLDER).join(version)
+    let hash: [u8; 32] = Sha256::digest(OBJECT).into();
+    let version = hash
+        .iter()
+        .take(8)
+        .fold(0, |version, byte| version << 8 | u64::from(*byte));
+    Path::new(FOLDER).join(format!("{version:016x}"))
 }
 
 fn failed(path: &Path) -> impl FnOnce(io::Error) -> Error {

@@ -9,8 +9,8 @@
 use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::thread;
 use std::time::{Duration, Instant};
-use std::{slice, thread};
 
 use lu_common::event::Record;
 
@@ -239,35 +239,43 @@ impl Journal {
         }
     }
 
-    /// Appends one record, behind all that is there. Once this returns it survives the end of this process.
-    pub fn push(&mut self, record: &Record) -> Result<(), Error> {
+    /// Appends records, behind all that is there. Once this returns they survive the end of this process.
+    pub fn push(&mut self, records: &[Record]) -> Result<(), Error> {
         let segment = self.segment();
-        let writer = match &mut self.writer {
-            Some(writer) => writer,
-            none => {
-                let start = Start::of(&self.timeline, &self.context);
-                none.insert(Writer::create(&self.folder, self.run, 0, &start)?)
-            }
-        };
-        writer.append(slice::from_ref(record))?;
-        self.take_in(record);
-        let Some(writer) = &mut self.writer else {
-            return Ok(());
-        };
-        // Where nothing is under way a replay can begin: that is worth a smaller file.
-        let small = writer.written() < segment / 16;
-        if small || (writer.written() < segment && !self.timeline.is_quiet()) {
-            return Ok(());
-        }
         let start = Start::of(&self.timeline, &self.context);
-        writer.go_on(&start)?;
-        // What this batch has ended is still to be kept.
-        if self.pending.is_empty() {
-            self.retain()
-        } else {
+        let mut writer = match self.writer.take() {
+            Some(writer) => writer,
+            None => Writer::create(&self.folder, self.run, 0, &start)?,
+        };
+        let pushed = self.push_to(&mut writer, records, segment);
+        self.writer = Some(writer);
+        pushed
+    }
+
+    fn push_to(
+        &mut self,
+        writer: &mut Writer,
+        mut records: &[Record],
+        segment: u64,
+    ) -> Result<(), Error> {
+        let mut count = 0;
+        while let Some(record) = records.get(count) {
+            self.take_in(record);
+            count += 1;
+            // Where nothing is under way a replay can begin: that is worth a smaller file.
+            let written = writer.written() + segment::length(count);
+            let small = written < segment / 16;
+            if small || (written < segment && !self.timeline.is_quiet()) {
+                continue;
+            }
+            let (full, rest) = records.split_at(count);
+            writer.append(full)?;
+            writer.go_on(&Start::of(&self.timeline, &self.context))?;
+            (records, count) = (rest, 0);
+            // What this batch has ended is still to be kept.
             self.wants_room = true;
-            Ok(())
         }
+        writer.append(records)
     }
 
     /// A batch is over: keeps the updates that it ended. Returns these, under the

@@ -77,6 +77,12 @@ pub struct Writer {
     syncing: Vec<JoinHandle<io::Result<()>>>,
 }
 
+/// How long so many records are in a file, in bytes.
+#[must_use]
+pub const fn length(records: usize) -> u64 {
+    records as u64 * RECORD
+}
+
 impl Writer {
     /// Begins a file in `folder` for the records of a run from number `first` on.
     pub fn create(folder: &Path, run: u64, first: u64, start: &Start) -> Result<Self, Error> {
@@ -128,9 +134,8 @@ impl Writer {
     /// Hands records to the kernel: from here on they survive the end of this process.
     pub fn append(&mut self, records: &[Record]) -> Result<(), Error> {
         self.write(records.as_bytes())?;
-        let count = records.len() as u64;
-        self.written += count * RECORD;
-        self.next += count;
+        self.written += length(records.len());
+        self.next += records.len() as u64;
         Ok(())
     }
 
