@@ -289,8 +289,18 @@ pub struct Quota {
     pub bytes: u64,
     /// Its number as a rule.
     pub rule: u32,
-    /// 0: each session for itself; 1: all together.
-    pub in_all: u32,
+    /// What it counts, see [`quota`].
+    pub of: u32,
+}
+
+/// [`Quota::of`].
+pub mod quota {
+    /// Nothing: there are no more.
+    pub const NONE: u32 = 0;
+    /// Each session for itself.
+    pub const SESSION: u32 = 1;
+    /// All sessions together.
+    pub const ALL: u32 = 2;
 }
 
 /// How many quotas a policy can have.
@@ -580,11 +590,14 @@ impl Policy {
         let mut at = 0;
         while at < QUOTAS {
             let quota = &self.quotas[at];
+            if quota.of == quota::NONE {
+                break;
+            }
             let bit = 1_u64.wrapping_shl(quota.rule) & limits;
-            let usage = if quota.in_all == 0 {
-                of_session
-            } else {
+            let usage = if quota.of == quota::ALL {
                 in_all
+            } else {
+                of_session
             };
             match usage {
                 None => over.unsure |= bit,

@@ -9,6 +9,7 @@ pub mod emulate;
 pub mod export;
 pub mod journal;
 pub mod orchestrator;
+pub mod policy;
 pub mod preserved;
 pub mod reboot_cpu;
 pub mod timeline;

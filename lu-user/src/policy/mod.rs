@@ -1,0 +1,23 @@
+//! The policy: its language, and the way from a file to what [`lu_common::policy::evaluate`] judges by.
+//!
+//! docs/policy.md tells the language. [`Source`] is a file that was read and checked, [`compile`] makes a
+//! [`Compiled`] of it for a machine.
+
+mod check;
+mod compile;
+mod error;
+mod file;
+mod source;
+mod value;
+
+pub use compile::{Compiled, Machine, Resolve, RuleName, compile};
+pub use error::{Error, Problem, Refused};
+pub use file::{Answer, Condition, Mode};
+pub use source::{Conditions, FILE_MOST, Rule, Says, Section, Source, has_session};
+pub use value::{Interval, NAME_MOST, Pattern};
+
+/// The JSON Schema of a policy's file.
+#[must_use]
+pub fn schema() -> schemars::Schema {
+    schemars::schema_for!(file::File)
+}
