@@ -8,6 +8,7 @@ use core::mem::{offset_of, size_of};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::policy::{Attribute, Judged};
 use crate::uapi::Interface;
 use crate::uapi::sessions::NAME_LEN;
 
@@ -91,6 +92,11 @@ numbered! {
         Verdict = 35, "verdict";
         /// A request got through that is not the one that was judged; see [`Judged`](crate::policy::Judged).
         Tampered = 36, "tampered";
+        /// A policy was loaded, and who did it; see [`PolicyLoaded`].
+        Policy = 248, "policy";
+        /// The name of a policy's rule, before the first verdict of its generation that has its number; see
+        /// [`RuleName`].
+        Rule = 249, "rule";
         /// The name of a session, before the first record that has its [`Call::session`].
         Name = 250, "name";
         /// Not from a hook: the release of the kernel that the records after it are from.
@@ -274,6 +280,87 @@ pub struct Handover {
     pub release: [u8; 48],
 }
 
+numbered! {
+    /// Which part of a policy a rule is in.
+    Section: u8 {
+        /// Who may ask for what.
+        Access = 0, "access";
+        /// What may be preserved.
+        Preserve = 1, "preserve";
+        /// How much.
+        Quota = 2, "quota";
+        /// What must be, before the kexec or a finish.
+        Require = 3, "require";
+        /// What else must hold before the kexec.
+        Gate = 4, "gate";
+    }
+}
+
+/// Bytes of a rule's name in a record.
+pub const RULE_NAME_LEN: usize = 48;
+
+/// What a rule is called: the payload of a [`Kind::Rule`] record. Verdicts have its number alone.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct RuleName {
+    /// The policy's, see [`Policy::generation`](crate::policy::Policy::generation).
+    pub generation: u64,
+    /// Its number there.
+    pub number: u8,
+    /// A [`Section`].
+    pub section: u8,
+    /// 1: it is enforced; 0: what it would refuse is told, and goes on.
+    pub is_enforced: u8,
+    /// 0.
+    pub padding: [u8; 5],
+    /// Padded with NUL, its end cut off where it is longer.
+    pub name: [u8; RULE_NAME_LEN],
+}
+
+impl RuleName {
+    /// The name of a rule; what is longer than 48 bytes is cut off at a character.
+    #[must_use]
+    pub fn new(
+        generation: u64,
+        number: u8,
+        section: Section,
+        is_enforced: bool,
+        name: &str,
+    ) -> Self {
+        let mut bytes = [0; RULE_NAME_LEN];
+        let length = name.floor_char_boundary(RULE_NAME_LEN);
+        bytes[..length].copy_from_slice(&name.as_bytes()[..length]);
+        Self {
+            generation,
+            number,
+            section: section as u8,
+            is_enforced: u8::from(is_enforced),
+            padding: [0; 5],
+            name: bytes,
+        }
+    }
+}
+
+/// A policy was loaded: the payload of a [`Kind::Policy`] record, whose header says who did it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+pub struct PolicyLoaded {
+    /// See [`Policy::generation`](crate::policy::Policy::generation).
+    pub generation: u64,
+    /// Of its file.
+    pub sha256: [u8; 32],
+    /// How many rules it has.
+    pub rules: u32,
+    /// Of these, how many are enforced.
+    pub enforced: u32,
+    /// The user that whoever loaded it logged in as (`/proc/PID/loginuid`); `u32::MAX`: nobody logged in, or unknown.
+    pub loginuid: u32,
+    /// 0.
+    pub padding: u32,
+    /// 0: room for what comes.
+    pub reserved: u64,
+}
+
 /// Bits of [`Header::flags`].
 pub mod flags {
     /// The record was made at the function's return: `ret` and `dur_ns` hold.
@@ -399,6 +486,8 @@ const _: () = {
     assert!(size_of::<Call>() == 64);
     assert!(size_of::<Anchor>() == 64);
     assert!(size_of::<Handover>() == 64);
+    assert!(size_of::<RuleName>() == 64);
+    assert!(size_of::<PolicyLoaded>() == 64);
     assert!(size_of::<Record>() == 128);
     assert!(offset_of!(Header, kind) == 44);
     assert!(offset_of!(Header, comm) == 48);
@@ -444,9 +533,31 @@ impl Record {
     /// Whether a hook made it, not lu itself.
     #[must_use]
     pub fn is_from_hook(&self) -> bool {
+        match self.kind() {
+            Some(Kind::Lost | Kind::Kernel | Kind::Anchor | Kind::LastBeat | Kind::Handover) => {
+                false
+            }
+            // The emulated orchestrator loads its policy itself; into the kernel lu does.
+            Some(Kind::Policy | Kind::Rule) => self.is_emulated(),
+            _ => true,
+        }
+    }
+
+    /// Whether the payload is a [`Call`].
+    fn has_call(&self) -> bool {
         !matches!(
             self.kind(),
-            Some(Kind::Lost | Kind::Kernel | Kind::Anchor | Kind::LastBeat | Kind::Handover)
+            Some(
+                Kind::Verdict
+                    | Kind::Tampered
+                    | Kind::Policy
+                    | Kind::Rule
+                    | Kind::Name
+                    | Kind::Kernel
+                    | Kind::Anchor
+                    | Kind::LastBeat
+                    | Kind::Handover
+            )
         )
     }
 
@@ -454,8 +565,14 @@ impl Record {
         self.header.flags & flag != 0
     }
 
-    const fn knows(&self, bit: u16) -> bool {
-        self.call.known & bit != 0
+    fn knows(&self, bit: u16) -> bool {
+        self.has_call() && self.call.known & bit != 0
+    }
+
+    /// What is judged, and an attribute of it that is known.
+    fn judged_with(&self, attribute: Attribute) -> Option<Judged> {
+        self.judged()
+            .filter(|judged| judged.known & attribute.bit() != 0)
     }
 
     /// Whether the function had returned when the record was made.
@@ -514,29 +631,33 @@ impl Record {
     /// The file's name.
     #[must_use]
     pub fn token(&self) -> Option<u64> {
-        self.knows(known::TOKEN).then_some(self.call.token)
+        let judged = self.judged_with(Attribute::Token);
+        let call = self.knows(known::TOKEN).then_some(self.call.token);
+        judged.map(|judged| judged.token).or(call)
     }
 
     /// The descriptor that the caller gave.
     #[must_use]
     pub fn fd(&self) -> Option<i32> {
-        self.knows(known::FD).then_some(self.call.fd)
+        let judged = self.judged().filter(|judged| judged.fd >= 0);
+        let call = self.knows(known::FD).then_some(self.call.fd);
+        judged.map(|judged| judged.fd).or(call)
     }
 
     /// What sort of file it is.
     #[must_use]
     pub fn file_kind(&self) -> Option<FileKind> {
-        if self.knows(known::FILE) {
-            FileKind::from_raw(self.call.file_kind)
-        } else {
-            None
-        }
+        let judged = self.judged_with(Attribute::Kind);
+        let call = self.knows(known::FILE).then_some(self.call.file_kind);
+        FileKind::from_raw(judged.map(|judged| judged.kind).or(call)?)
     }
 
     /// The file's size, in bytes.
     #[must_use]
     pub fn bytes(&self) -> Option<u64> {
-        self.knows(known::FILE).then_some(self.call.bytes)
+        let judged = self.judged_with(Attribute::Bytes);
+        let call = self.knows(known::FILE).then_some(self.call.bytes);
+        judged.map(|judged| judged.bytes).or(call)
     }
 
     /// The ioctl command.
@@ -554,7 +675,9 @@ impl Record {
     /// The session that it is about.
     #[must_use]
     pub fn session(&self) -> Option<u64> {
-        self.knows(known::SESSION).then_some(self.call.session)
+        let judged = self.judged().filter(|judged| judged.session != 0);
+        let call = self.knows(known::SESSION).then_some(self.call.session);
+        judged.map(|judged| judged.session).or(call)
     }
 
     /// Time in the file handler's callback, in nanoseconds.
@@ -603,6 +726,25 @@ impl Record {
         (self.kind() == Some(Kind::Handover)).then(|| zerocopy::transmute!(self.call))
     }
 
+    /// What a policy said ([`Kind::Verdict`]), or that its word was got around ([`Kind::Tampered`]).
+    #[must_use]
+    pub fn judged(&self) -> Option<Judged> {
+        matches!(self.kind(), Some(Kind::Verdict | Kind::Tampered))
+            .then(|| zerocopy::transmute!(self.call))
+    }
+
+    /// What a rule is called ([`Kind::Rule`]).
+    #[must_use]
+    pub fn rule_name(&self) -> Option<RuleName> {
+        (self.kind() == Some(Kind::Rule)).then(|| zerocopy::transmute!(self.call))
+    }
+
+    /// A policy that was loaded ([`Kind::Policy`]).
+    #[must_use]
+    pub fn policy_loaded(&self) -> Option<PolicyLoaded> {
+        (self.kind() == Some(Kind::Policy)).then(|| zerocopy::transmute!(self.call))
+    }
+
     /// A record that user space makes, with its payload as bytes.
     #[must_use]
     pub fn made(kind: Kind, t_ns: u64, payload: [u8; 64]) -> Self {
@@ -649,6 +791,54 @@ mod tests {
                 );
             }
         }
+    }
+
+    #[test]
+    fn a_payload_that_is_no_call_is_not_read_as_one() {
+        for kind in [
+            Kind::Name,
+            Kind::Rule,
+            Kind::Policy,
+            Kind::Kernel,
+            Kind::Handover,
+        ] {
+            let record = Record::made(kind, 1, [0xff; 64]);
+            assert_eq!(record.token(), None, "{kind:?}");
+            assert_eq!(record.session(), None, "{kind:?}");
+            assert_eq!(record.file_kind(), None, "{kind:?}");
+            assert_eq!(record.fd(), None, "{kind:?}");
+            assert_eq!(record.inner_ret(), None, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn a_verdict_tells_what_was_known_of_the_request_and_no_more() {
+        let judged = Judged {
+            session: 7,
+            token: 5,
+            bytes: 4096,
+            known: Attribute::Token.bit(),
+            fd: -1,
+            kind: FileKind::Memfd as u16,
+            ..Judged::default()
+        };
+        let record = Record::made(Kind::Verdict, 1, zerocopy::transmute!(judged));
+        assert_eq!(record.judged(), Some(judged));
+        assert_eq!((record.session(), record.token()), (Some(7), Some(5)));
+        assert_eq!((record.fd(), record.bytes()), (None, None));
+        assert_eq!(record.file_kind(), None);
+        assert!(record.is_from_hook());
+    }
+
+    #[test]
+    fn a_rules_name_is_cut_off_at_a_character() {
+        let name = "abcdefghijklmnopqrstuvwxyzabcdefghijklmnopqrstuä";
+        let rule = RuleName::new(1, 2, Section::Quota, true, name);
+        assert_eq!(&rule.name[..47], &name.as_bytes()[..47]);
+        assert_eq!(rule.name[47], 0);
+        let record = Record::made(Kind::Rule, 1, zerocopy::transmute!(rule));
+        assert_eq!(record.rule_name(), Some(rule));
+        assert!(!record.is_from_hook(), "into the kernel lu loads");
     }
 
     #[test]

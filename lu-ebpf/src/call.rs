@@ -11,7 +11,7 @@ use lu_common::event::{self, Call, Counters, Kind, Record, Task, known, session_
 use zerocopy::FromZeros;
 
 use crate::attach::{Exit, Way};
-use crate::orchestrator::{Name, Orchestrator, global};
+use crate::orchestrator::{Name, Orchestrator, Payload, global};
 
 /// A value of zeros, written word by word.
 ///
@@ -103,6 +103,11 @@ static CALLS: Array<Context> = Array::with_max_entries(CONTEXTS, 0);
 /// Sessions whose name was sent.
 #[map]
 static NAMED: LruHashMap<u64, u8> = LruHashMap::with_max_entries(16_384, 0);
+
+/// By generation and number what stood in the record of a rule's name that was sent last, in 64 bits: several
+/// emulated orchestrators may number theirs alike.
+#[map]
+static RULES: LruHashMap<u64, u64> = LruHashMap::with_max_entries(4096, 0);
 
 /// The one way out. User space sets the size when it loads the programs.
 #[map]
@@ -390,15 +395,56 @@ pub fn alarm() {
     }
 }
 
+/// Sends a record with the payload that stands at an address. A function of its own, see [`name_sent`].
+#[inline(never)]
+pub fn send_payload<O: Orchestrator>(context: &Context, kind: Kind, flags: u8, at: u64) {
+    if let Some(payload) = O::payload(at) {
+        send_words::<O>(context, kind, flags, &payload);
+    }
+}
+
+/// Sends the [`event::RuleName`] that stands at an address, unless it was the last of its number.
+#[inline(never)]
+pub fn send_rule<O: Orchestrator>(context: &Context, flags: u8, at: u64) {
+    let Some(payload) = O::payload(at) else {
+        return;
+    };
+    let [generation, number, ..] = payload;
+    let key = generation << 8 | u64::from_le(number) & 0xff;
+    let id = session_id_of(&payload);
+    if let Some(sent) = RULES.get_ptr(key) {
+        // SAFETY: within the map, which lives as long as the program.
+        if unsafe { sent.read_volatile() } == id {
+            return;
+        }
+    }
+    if send_words::<O>(context, Kind::Rule, flags, &payload) {
+        let _ = RULES.insert(key, id, 0);
+    }
+}
+
 fn send_name<O: Orchestrator>(context: &Context, name: &Name, flags: u8) -> bool {
+    send_words::<O>(context, Kind::Name, flags, name)
+}
+
+fn send_words<O: Orchestrator>(
+    context: &Context,
+    kind: Kind,
+    flags: u8,
+    payload: &Payload,
+) -> bool {
     let stamp = Stamp {
-        kind: Kind::Name as u8,
+        kind: kind as u8,
         flags,
         t_ns: now(),
         dur_ns: 0,
         ret: 0,
     };
-    send::<O>(Some(context), &stamp, Some(zerocopy::transmute_ref!(name)))
+    send::<O>(
+        Some(context),
+        &stamp,
+        Some(zerocopy::transmute_ref!(payload)),
+    )
 }
 
 /// Sends a record; whether there was room.

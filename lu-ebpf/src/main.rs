@@ -132,4 +132,6 @@ hooks! {
     machine_shutdown: crate::probe::reboot::MachineShutdown;
     jump: crate::probe::reboot::Jump;
     boot: crate::probe::reboot::Boot;
+    verdict: crate::probe::verdict::Verdict;
+    policy_loaded: crate::probe::verdict::PolicyLoaded;
 }

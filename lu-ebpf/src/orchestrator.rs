@@ -11,7 +11,7 @@ use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_probe_read_kernel,
     bpf_probe_read_kernel_str_bytes, bpf_probe_read_user, bpf_probe_read_user_str_bytes,
 };
-use lu_common::event::{COMM_LEN, File, FileArgs, FileKind, SessionFile, SessionName, Task};
+use lu_common::event::{COMM_LEN, Call, File, FileArgs, FileKind, SessionFile, SessionName, Task};
 use lu_common::layout::{ABSENT, FILE_OPERATIONS_MAX, Offsets};
 use zerocopy::FromBytes;
 
@@ -42,10 +42,15 @@ pub trait Orchestrator {
     fn text(at: u64) -> Option<Name>;
     /// The command of reboot(2), given its registers.
     fn reboot_command(registers: u64) -> Option<u32>;
+    /// The payload of a record, as it stands at an address.
+    fn payload(at: u64) -> Option<Payload>;
 }
 
 /// A session's name in words: as bytes it would be cleared and copied one by one.
 pub type Name = [u64; size_of::<SessionName>() / 8];
+
+/// What follows a record's header, in words.
+pub type Payload = [u64; size_of::<Call>() / 8];
 
 fn counted<T>(read: Result<T, i32>) -> Option<T> {
     if read.is_err() {
@@ -116,6 +121,10 @@ impl Orchestrator for Emulated {
     /// The emulator calls the function for nothing else.
     fn reboot_command(_registers: u64) -> Option<u32> {
         Some(REBOOT_KEXEC)
+    }
+
+    fn payload(at: u64) -> Option<Payload> {
+        read_user(at)
     }
 }
 
@@ -340,5 +349,10 @@ impl<R: Read> Orchestrator for Kernel<R> {
 
     fn reboot_command(registers: u64) -> Option<u32> {
         Checked::read(place!(registers, regs_third)?)
+    }
+
+    fn payload(at: u64) -> Option<Payload> {
+        // SAFETY: the helper checks the address and copies; it reports what it cannot read.
+        counted(unsafe { bpf_probe_read_kernel(at as *const Payload) })
     }
 }

@@ -9,6 +9,7 @@ pub mod file;
 pub mod reboot;
 pub mod session;
 pub mod state;
+pub mod verdict;
 
 use lu_common::event::{Kind, known};
 

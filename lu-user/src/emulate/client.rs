@@ -12,6 +12,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use lu_common::event::{COMM_LEN, Task};
+use lu_common::policy::LEVELS;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, open};
 use nix::sys::stat::Mode;
@@ -31,6 +32,10 @@ pub struct Client {
     pub task: Task,
     /// Its real group id.
     pub gid: u32,
+    /// Its effective user id in our user namespace; `None`: unknown.
+    pub euid: Option<u32>,
+    /// Its effective group id there.
+    pub egid: Option<u32>,
     /// Its effective capabilities, as a bit mask.
     pub capabilities: u64,
     /// Whether it is the first thread of our own child: the command.
@@ -46,6 +51,11 @@ impl Client {
                 .lines()
                 .find_map(|line| line.strip_prefix(name)?.split_whitespace().next())
                 .unwrap_or_default()
+        };
+        // Real, effective, saved, file system.
+        let effective = |name: &str| {
+            let ids = status.lines().find_map(|line| line.strip_prefix(name))?;
+            ids.split_whitespace().nth(1)?.parse().ok()
         };
         let name = read_proc_bytes(tid, "comm")?;
         let name = name.strip_suffix(b"\n").unwrap_or(&name);
@@ -66,8 +76,40 @@ impl Client {
                 comm,
             },
             gid: field("Gid:").parse().unwrap_or(u32::MAX),
+            euid: effective("Uid:"),
+            egid: effective("Gid:"),
             capabilities: u64::from_str_radix(field("CapEff:"), 16).unwrap_or(0),
         })
+    }
+
+    /// The executable of its process: the number of its file system as the kernel has it (`super_block.s_dev`),
+    /// and its inode's. A file system may tell another number to those who ask for a file's (Btrfs does), but not
+    /// in its list of mounts.
+    pub fn exe(&self) -> Option<(u64, u64)> {
+        let (mount, inode) = super::stat::mount_and_inode(&self.proc("exe")).ok()?;
+        // An executable from outside of its root is not in its own list; the numbers are the same in all.
+        let device = [self.proc("mountinfo"), "/proc/self/mountinfo".into()]
+            .iter()
+            .find_map(|list| device_of_mount(&fs::read_to_string(list).ok()?, mount))?;
+        Some((device, inode))
+    }
+
+    /// The ids of its cgroup in the unified hierarchy and of those above it, by level.
+    pub fn cgroups(&self) -> Option<[u64; LEVELS]> {
+        let path = cgroup_path(self.task.tid)?;
+        let mut folder = cgroup2_root()?.clone();
+        let mut ids = [0; LEVELS];
+        ids[0] = fs::metadata(&folder).ok()?.ino();
+        let parts = path.split('/').filter(|part| !part.is_empty());
+        for (id, part) in ids[1..].iter_mut().zip(parts) {
+            folder.push(part);
+            *id = fs::metadata(&folder).ok()?.ino();
+        }
+        Some(ids)
+    }
+
+    fn proc(&self, name: &str) -> PathBuf {
+        format!("/proc/{}/{name}", self.task.tid).into()
     }
 
     /// Its thread id.
@@ -264,19 +306,39 @@ fn read_proc(tid: u32, name: &str) -> Result<String, Errno> {
 
 /// The id of a thread's cgroup in the unified hierarchy: the inode number of its folder.
 fn cgroup_id(tid: u32) -> Option<u64> {
-    static ROOT: OnceLock<Option<PathBuf>> = OnceLock::new();
-    let root = ROOT.get_or_init(cgroup2_root).as_ref()?;
-    let groups = read_proc(tid, "cgroup").ok()?;
-    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
-    let folder = root.join(path.trim_start_matches('/'));
+    let path = cgroup_path(tid)?;
+    let folder = cgroup2_root()?.join(path.trim_start_matches('/'));
     Some(fs::metadata(folder).ok()?.ino())
 }
 
-fn cgroup2_root() -> Option<PathBuf> {
-    let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
-    mounts.lines().find_map(|line| {
+/// Where a thread's cgroup is in the unified hierarchy.
+fn cgroup_path(tid: u32) -> Option<String> {
+    let groups = read_proc(tid, "cgroup").ok()?;
+    let path = groups.lines().find_map(|line| line.strip_prefix("0::"))?;
+    Some(path.to_owned())
+}
+
+fn cgroup2_root() -> Option<&'static PathBuf> {
+    static ROOT: OnceLock<Option<PathBuf>> = OnceLock::new();
+    let find = || {
+        let mounts = fs::read_to_string("/proc/self/mounts").ok()?;
+        mounts.lines().find_map(|line| {
+            let mut words = line.split(' ');
+            let place = words.nth(1)?;
+            (words.next()? == "cgroup2").then(|| place.into())
+        })
+    };
+    ROOT.get_or_init(find).as_ref()
+}
+
+/// The number of a mount's file system, as the kernel has it: the third word of its line in a `mountinfo`.
+fn device_of_mount(list: &str, mount: u64) -> Option<u64> {
+    list.lines().find_map(|line| {
         let mut words = line.split(' ');
-        let place = words.nth(1)?;
-        (words.next()? == "cgroup2").then(|| place.into())
+        if words.next()?.parse() != Ok(mount) {
+            return None;
+        }
+        let (major, minor) = words.nth(1)?.split_once(':')?;
+        Some(major.parse::<u64>().ok()? << 20 | minor.parse::<u64>().ok()?)
     })
 }

@@ -80,8 +80,9 @@ fn answer(stream: &UnixStream) -> io::Result<()> {
     let done = match line.trim_end() {
         // It only looked whether somebody is here.
         "" => return Ok(()),
-        "kexec" => Client::of(peer.pid() as u32)
-            .and_then(|caller| reboot::reboot(&caller.task, None, || true)),
+        "kexec" => {
+            Client::of(peer.pid() as u32).and_then(|caller| reboot::reboot(&caller, None, || true))
+        }
         _ => Err(Errno::EINVAL),
     };
     let mut stream = stream;

@@ -19,6 +19,7 @@ use fuser::{
     ReplyOpen, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 use lu_common::event::Task;
+use lu_common::policy::Operation;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::sys::stat::Mode;
@@ -274,7 +275,8 @@ fn give(client: &Client, seized: Seized, install: Install) {
 
 impl Inner {
     fn open(&mut self, orchestrator: &dyn Orchestrator, client: &Client, reply: ReplyOpen) {
-        match orchestrator.open(&client.task) {
+        let allowed = orchestrator.ask(client, Operation::Open);
+        match allowed.and_then(|()| orchestrator.open(&client.task)) {
             Ok(()) => self.opened(Opened::Device, client.task, reply),
             Err(errno) => reply.error(fuse(errno)),
         }

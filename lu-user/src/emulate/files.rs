@@ -80,6 +80,11 @@ impl Preserved {
         FileKind::from_raw(self.kind).unwrap_or(FileKind::Other)
     }
 
+    /// Its size, in bytes, as last looked at.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
     /// Its name.
     pub const fn token(&self) -> u64 {
         self.token

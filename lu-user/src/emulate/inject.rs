@@ -154,7 +154,7 @@ const EXITING: u64 = 0x4;
 
 /// Whether the thread is ending, so that it will never stop again. While it ends it may already be
 /// waiting for us, closing the device.
-fn is_ending(tid: Pid) -> bool {
+pub fn is_ending(tid: Pid) -> bool {
     let stat = std::fs::read_to_string(format!("/proc/{tid}/stat")).unwrap_or_default();
     // Behind the name, which may hold anything: the state, five numbers, the flags.
     let flags = stat

@@ -3,6 +3,7 @@
 //! - [`v3`], [`sessions`]: an interface each, its state machine (pure) and its steps, as functions with the
 //!   kernel's names and signatures; `orchestrator`: what the rest asks of either.
 //! - [`argument`]: the rules of the ioctl's structures, pure; [`files`]: what is preserved; [`reboot`].
+//! - [`judge`]: the policy, asked before an interface's steps.
 //! - [`client`], [`inject`]: the caller, whose memory is read and who gets descriptors.
 //! - [`device`], [`stat`], [`mount`], [`notify`], [`control`]: FUSE, the file's place, system calls that
 //!   must not reach the machine, the socket.
@@ -13,6 +14,7 @@ pub mod control;
 mod device;
 mod files;
 mod inject;
+mod judge;
 mod mount;
 mod notify;
 mod orchestrator;

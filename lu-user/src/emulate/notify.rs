@@ -216,7 +216,7 @@ fn kexec(listener: &OwnedFd, notice: &libc::seccomp_notif) -> Answer {
         return Answer::Refuse(Errno::EPERM);
     }
     let process = Pid::from_raw(client.task.pid as i32);
-    match reboot::reboot(&client.task, Some(process), || is_valid(listener, notice)) {
+    match reboot::reboot(&client, Some(process), || is_valid(listener, notice)) {
         // Its process has ended with the old kernel.
         Ok(()) => Answer::Refuse(Errno::EINTR),
         Err(errno) => Answer::Refuse(errno),

@@ -4,6 +4,7 @@ use std::mem::offset_of;
 use std::os::fd::OwnedFd;
 
 use lu_common::event::Task;
+use lu_common::policy::Operation;
 use lu_common::uapi::{Interface, sessions, v3};
 use nix::errno::Errno;
 
@@ -41,6 +42,8 @@ const _: () = {
 pub trait Orchestrator: Sync {
     /// Which one it is.
     fn interface(&self) -> Interface;
+    /// Whether the policy allows what concerns the whole machine: the open of the device, or a kexec.
+    fn ask(&self, client: &Client, operation: Operation) -> Result<(), Errno>;
     /// open(2) of the device.
     fn open(&self, caller: &Task) -> Result<(), Errno>;
     /// The last close of an open file, told as by who got it.

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use lu_common::event::Task;
+use lu_common::policy::Operation;
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use super::client::Client;
 use super::device::Device;
 use super::stat::Stat;
 
@@ -67,7 +68,7 @@ pub fn holds_size_of(identity: (u64, u64)) -> bool {
 /// One reboot at a time: `is_wanted` is asked once it is this one's turn, since the caller may have
 /// ended with an earlier one (ESRCH).
 pub fn reboot(
-    caller: &Task,
+    caller: &Client,
     ends: Option<Pid>,
     is_wanted: impl FnOnce() -> bool,
 ) -> Result<(), Errno> {
@@ -75,8 +76,14 @@ pub fn reboot(
     if !is_wanted() {
         return Err(Errno::ESRCH);
     }
+    // A session whose close has returned is not there any more.
+    machine().device.catch_up();
+    let orchestrator = machine().device.orchestrator();
+    // All that the kernel can ask there is whether the caller has CAP_SYS_BOOT.
+    let allowed = orchestrator.ask(caller, Operation::Kexec);
+    allowed.map_err(|_| Errno::EPERM)?;
     *ALSO_ENDS.lock().unwrap_or_else(PoisonError::into_inner) = ends;
-    machine().device.orchestrator().reboot(caller)
+    orchestrator.reboot(&caller.task)
 }
 
 /// Who called, where it ends with the old kernel.

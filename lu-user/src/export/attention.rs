@@ -1,5 +1,6 @@
 //! What somebody should look at: the troubles of an update, each with who, what and how often.
 
+use lu_common::policy::{Decision, Operation};
 use serde::{Deserialize, Serialize};
 
 use super::report::CallerJson;
@@ -14,6 +15,8 @@ const LISTED: usize = 100;
 named! {
     /// What is wrong, the most serious first.
     pub enum AttentionKind {
+        /// A request got through that is not the one that the policy judged.
+        Tampered = "tampered",
         /// A kexec came without a freeze: what was preserved is gone.
         Lost = "lost",
         /// A session was closed while it could not finish: nobody can reach it until the next kexec.
@@ -32,6 +35,8 @@ named! {
         FreezeFailed = "freeze-failed",
         /// A prepare failed (v3).
         PrepareFailed = "prepare-failed",
+        /// The policy refused a request.
+        Denied = "denied",
         /// Somebody was refused the device, because another one had it open.
         DeviceBusy = "device-busy",
         /// The old kernel's CPUs stopped before lu had taken its last events, and nobody knows how many they were.
@@ -116,6 +121,7 @@ pub(super) fn of(update: &Update) -> (Vec<AttentionJson>, u64) {
     sessions(update, &mut all);
     failures(update, &mut all);
     all.extend(unwatched(update));
+    all.extend(verdicts(update));
     for (refusal, refused) in &update.troubles.refusals {
         let text = format!(
             "{} was refused the device (EBUSY){}: {} had it open",
@@ -327,6 +333,49 @@ fn failures(update: &Update, all: &mut Vec<AttentionJson>) {
                 .failed(troubles.freeze_errno),
         );
     }
+}
+
+/// What the policy refused, and what got around it.
+fn verdicts(update: &Update) -> impl Iterator<Item = AttentionJson> {
+    update.verdicts.said.iter().filter_map(|(said, times)| {
+        let operation = said.operation.map_or("a request", Operation::name);
+        let what = format!("{operation}{}", place(said.session.as_deref()));
+        let rule = said.rule.as_ref();
+        let (kind, text) = match &said.differs {
+            Some(differs) => (
+                AttentionKind::Tampered,
+                format!(
+                    "{} got {what} through, and it was not the request that was judged ({}){}; {} noticed it",
+                    who(times.by.as_ref()),
+                    differs.join(", "),
+                    self::times(times.count),
+                    said.enforcer.title(),
+                ),
+            ),
+            None if said.decision == Decision::Deny => (
+                AttentionKind::Denied,
+                format!(
+                    "{} was refused {what}{}{}{}; {} enforces the policy",
+                    who(times.by.as_ref()),
+                    rule.map_or_else(String::new, |rule| format!(" by rule \"{rule}\"")),
+                    said.errno
+                        .map_or_else(String::new, |errno| format!(" ({})", errno_name(errno))),
+                    self::times(times.count),
+                    said.enforcer.title(),
+                ),
+            ),
+            None => return None,
+        };
+        let one = AttentionJson::new(kind, times.count, text)
+            .of(said.session.as_deref())
+            .with(times.token.filter(|_| times.count == 1))
+            .at(Some(times.last_ns))
+            .by(times.by.as_ref());
+        Some(match kind {
+            AttentionKind::Denied => one.failed(said.errno),
+            _ => one,
+        })
+    })
 }
 
 /// A late start matters where it leaves a question: a file or a session of which nobody knows what became.

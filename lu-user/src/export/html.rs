@@ -44,6 +44,7 @@ pub fn html(report: &Report) -> String {
                 (files(report))
                 (sessions(report))
                 (errors(report))
+                (verdicts(report))
                 (clocks(report))
                 footer {
                     (events(report)) " Schema " code { (report.schema) } "."
@@ -471,6 +472,38 @@ fn errors(report: &Report) -> Markup {
 }
 
 /// How far the numbers across the kexec can be trusted.
+/// What the policy said, and who asked it.
+fn verdicts(report: &Report) -> Markup {
+    let shown = || report.verdicts.iter().take(LISTED);
+    let rest = report.verdicts.iter().skip(LISTED);
+    let left_out = rest.map(|verdict| verdict.count).sum::<u64>() + report.verdicts_left_out;
+    html! {
+        @if !report.verdicts.is_empty() {
+            h2 { "What the policy said" }
+            table {
+                thead { tr {
+                    th { "verdict" } th { "request" } th { "rule" } th { "errno" } th { "session" }
+                    th class="n" { "times" } th { "asked by" }
+                } }
+                tbody {
+                    @for verdict in shown() {
+                        tr {
+                            td { (verdict.word()) }
+                            td { (verdict.operation) }
+                            td { (verdict.rule.as_deref().unwrap_or("none")) }
+                            td { (verdict.errno.as_deref().unwrap_or("–")) }
+                            td { (verdict.session.as_deref().unwrap_or("–")) }
+                            td class="n" { (verdict.count) }
+                            td { (verdict.enforced_by.title()) }
+                        }
+                    }
+                }
+            }
+            @if left_out > 0 { p class="soft" { "… and " (left_out) " more" } }
+        }
+    }
+}
+
 fn clocks(report: &Report) -> Markup {
     let Some(crossing) = &report.crossing else {
         return html! {};

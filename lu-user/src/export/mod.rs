@@ -6,14 +6,16 @@ mod html;
 pub mod perfetto;
 mod report;
 mod trace;
+mod verdict;
 mod waterfall;
 
 pub use attention::{AttentionJson, AttentionKind};
 pub use history::{Entry, HISTORY_SCHEMA, History, table};
 pub use html::html;
 pub use perfetto::perfetto;
-pub use report::{CallerJson, Report, SCHEMA};
+pub use report::{CallerJson, Report, SCHEMA, VerdictJson};
 pub use trace::{TraceLine, line};
+pub use verdict::{PolicyLine, RuleLine, VerdictLine, is_about_policy};
 pub use waterfall::waterfall;
 
 use std::time::{Duration, SystemTime};

@@ -2,7 +2,8 @@
 //! encoding of `protos/perfetto/trace/trace.proto`, of which the messages below are the part that is written.
 //!
 //! One track holds the blackout, one the phases with their parts, one the kernels; each session has one, with a
-//! track below it for each of its files. What needs attention is an instant.
+//! track below it for each of its files. What needs attention is an
+//! instant, and so is what the policy said.
 
 use prost::Message;
 
@@ -180,11 +181,33 @@ pub fn perfetto(report: &Report) -> Vec<u8> {
                 number("token", one.token),
                 text("errno", one.errno.clone()),
             ];
-            tracks.instant(track, one.kind.name(), one.at_ns, notes);
+            tracks.instant(track, "attention", one.kind.name(), one.at_ns, notes);
         }
     }
+    verdicts(&mut tracks, update, report);
     sessions(&mut tracks, report);
     tracks.finish(report).encode_to_vec()
+}
+
+/// What the policy said, each at its time.
+fn verdicts(tracks: &mut Tracks, update: u64, report: &Report) {
+    if report.verdicts.is_empty() {
+        return;
+    }
+    let track = tracks.add(Some(update), "verdicts".to_owned());
+    for verdict in &report.verdicts {
+        let name = format!("{} {}", verdict.word(), verdict.operation);
+        for at_ns in &verdict.at_ns {
+            let notes = vec![
+                text("rule", verdict.rule.clone()),
+                text("errno", verdict.errno.clone()),
+                text("session", verdict.session.clone()),
+                text("differs", verdict.tampered.as_ref().map(|it| it.join(", "))),
+                text("enforced by", verdict.enforced_by.title().to_owned()),
+            ];
+            tracks.instant(track, "verdict", &name, Some(*at_ns), notes);
+        }
+    }
 }
 
 fn blackout(tracks: &mut Tracks, update: u64, report: &Report) {
@@ -365,12 +388,13 @@ impl Tracks {
     fn instant(
         &mut self,
         track: u64,
+        category: &str,
         name: &str,
         at_ns: Option<u64>,
         notes: Vec<Option<DebugAnnotation>>,
     ) {
         if let Some(at_ns) = at_ns {
-            let event = event(INSTANT, track, "attention", name, notes);
+            let event = event(INSTANT, track, category, name, notes);
             self.instants.push((at_ns, event));
         }
     }

@@ -4,14 +4,15 @@ use std::borrow::Cow;
 
 use serde::{Deserialize, Serialize};
 
+use lu_common::policy::Operation;
 use lu_common::uapi::Interface;
 
 use super::attention::{self, AttentionJson};
 use super::errno_name;
 use crate::timeline::clock::{Clock, Crossing};
 use crate::timeline::{
-    BlackoutStart, Caller, Darkness, FileOutcome, FileSpan, Handover, Outcome, PartName, Phase,
-    PhaseName, RECORDER, Session, SessionOutcome, Span, Stretch, Update,
+    BlackoutStart, Caller, Darkness, Enforcer, FileOutcome, FileSpan, Handover, Outcome, PartName,
+    Phase, PhaseName, RECORDER, Said, Session, SessionOutcome, Span, Stretch, Times, Update,
 };
 
 /// The value of the field `schema`.
@@ -81,7 +82,10 @@ pub struct Report {
     /// Sessions that were closed before the kexec and are left out, because there were too many.
     pub forgotten_sessions: u64,
     /// What the policy said, other than a plain allow.
-    pub verdicts: Vec<()>,
+    pub verdicts: Vec<VerdictJson>,
+    /// How many more verdicts there were, of sorts that are not listed.
+    #[serde(default)]
+    pub verdicts_left_out: u64,
     /// System calls that failed.
     pub errors: Vec<ErrorJson>,
     /// What the numbers rest on.
@@ -339,6 +343,65 @@ pub struct ErrorJson {
     pub count: u64,
 }
 
+/// Verdicts of one sort.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VerdictJson {
+    /// Who asked the policy.
+    pub enforced_by: Enforcer,
+    /// `deny`, `would-deny`, or `allow` where a rule's `on_error` let it go on.
+    pub decision: Cow<'static, str>,
+    /// What was asked for.
+    pub operation: Cow<'static, str>,
+    /// The rule's name; its number as `#5`, where the name was not seen; null where there is no rule.
+    pub rule: Option<String>,
+    /// With which errno it was refused, or would have been.
+    pub errno: Option<String>,
+    /// Whether what the rule asks for was unknown, so that its `on_error` decided.
+    pub unsure: bool,
+    /// Of requests that got through and were not the ones that were judged: what differs. Null for verdicts.
+    pub tampered: Option<Vec<Cow<'static, str>>>,
+    /// In which session.
+    pub session: Option<String>,
+    /// How often.
+    pub count: u64,
+    /// When the first hundred were (see [`PhaseJson`]); empty where no clock spans the kexec.
+    pub at_ns: Vec<u64>,
+    /// Who asked, the last time.
+    pub by: Option<CallerJson>,
+}
+
+impl VerdictJson {
+    fn new(said: &Said, times: &Times, is_unspanned: bool) -> Self {
+        let differs = said.differs.as_ref();
+        Self {
+            enforced_by: said.enforcer,
+            decision: said.decision.name().into(),
+            operation: said.operation.map_or("unknown", Operation::name).into(),
+            rule: said.rule.clone(),
+            errno: said.errno.map(errno_name),
+            unsure: said.unsure,
+            tampered: differs.map(|differs| differs.iter().map(|name| (*name).into()).collect()),
+            session: said.session.clone(),
+            count: times.count,
+            at_ns: if is_unspanned {
+                Vec::new()
+            } else {
+                times.at_ns.clone()
+            },
+            by: times.by.as_ref().map(CallerJson::from),
+        }
+    }
+
+    /// What it is, in a word: the decision, `unsure`, or `tampered`.
+    pub(super) fn word(&self) -> &str {
+        match (&self.tampered, &*self.decision) {
+            (Some(_), _) => "tampered",
+            (None, "allow") => "unsure",
+            (None, decision) => decision,
+        }
+    }
+}
+
 /// Events.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EventsJson {
@@ -452,7 +515,13 @@ impl From<&Update> for Report {
                 .collect(),
             files: FilesJson::of(update),
             forgotten_sessions: update.forgotten_sessions,
-            verdicts: Vec::new(),
+            verdicts: update
+                .verdicts
+                .said
+                .iter()
+                .map(|(said, times)| VerdictJson::new(said, times, update.is_unspanned()))
+                .collect(),
+            verdicts_left_out: update.verdicts.left_out,
             errors: update
                 .errors
                 .iter()

@@ -3,11 +3,13 @@
 use std::fmt::Write as _;
 
 use lu_common::event::{FileKind, Kind, Record};
+use lu_common::policy::Decision;
 use lu_common::uapi::{Interface, command_name, v3};
 use serde::Serialize;
 
+use super::verdict::{PolicyLine, RuleLine, VerdictLine};
 use super::{duration, errno_name, size};
-use crate::timeline::{Handover, Names, shown};
+use crate::timeline::{Enforcer, Handover, Names, shown};
 
 /// An event as JSON; unknown is null. The schema is stable: fields are added.
 #[derive(Debug, Serialize)]
@@ -61,6 +63,15 @@ pub struct TraceLine {
     pub seq: Option<u32>,
     /// How many records were lost here.
     pub lost: Option<u64>,
+    /// What the policy said of the request, or that its word was got around.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<VerdictLine>,
+    /// What a rule is called.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rule: Option<RuleLine>,
+    /// The policy that was loaded.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<PolicyLine>,
     /// The kernel that the lines from here on are from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub release: Option<String>,
@@ -99,7 +110,7 @@ impl TraceLine {
                 .and_then(v3::Event::from_raw)
                 .map(v3::Event::name),
             ret: record.ret(),
-            errno: record.errno().map(errno_name),
+            errno: record.errno().or_else(|| refused(record)).map(errno_name),
             inner_ret: record.inner_ret().filter(|ret| Some(*ret) != record.ret()),
             dur_ns: record.dur_ns(),
             op_ns: record.op_ns(),
@@ -112,12 +123,23 @@ impl TraceLine {
             cpu: hook.then_some(header.cpu),
             seq: hook.then_some(header.seq),
             lost: record.lost(),
+            verdict: VerdictLine::of(record, names),
+            rule: RuleLine::of(record),
+            policy: PolicyLine::of(record),
             release: record.kernel_release().map(|release| shown(&release)),
             handover: record.handover().map(Handover::from),
             counter: record.anchor().map(|anchor| anchor.counter),
             realtime_ns: record.anchor().map(|anchor| anchor.realtime_ns),
         }
     }
+}
+
+/// With which errno a policy refuses the request that a verdict is about.
+fn refused(record: &Record) -> Option<i32> {
+    let judged = record.judged()?;
+    let is_refused =
+        record.kind() == Some(Kind::Verdict) && judged.decision == Decision::Deny as u8;
+    is_refused.then_some(i32::from(judged.errno))
 }
 
 fn cmd_name(interface: Interface, cmd: u32) -> String {
@@ -130,7 +152,7 @@ fn cmd_name(interface: Interface, cmd: u32) -> String {
 pub fn line(record: &Record, names: &Names, origin_ns: u64) -> Option<String> {
     if matches!(
         record.kind(),
-        Some(Kind::Name | Kind::Anchor | Kind::LastBeat)
+        Some(Kind::Name | Kind::Rule | Kind::Anchor | Kind::LastBeat)
     ) {
         return None;
     }
@@ -140,7 +162,27 @@ pub fn line(record: &Record, names: &Names, origin_ns: u64) -> Option<String> {
     if let Some(handover) = record.handover().map(Handover::from) {
         return Some(came_from(&handover));
     }
+    if let Some(policy) = PolicyLine::of(record) {
+        return Some(loaded(record, &policy));
+    }
     Some(call(record, names, origin_ns))
+}
+
+fn loaded(record: &Record, policy: &PolicyLine) -> String {
+    let by = if record.has_task() {
+        let comm = String::from_utf8_lossy(record.comm());
+        format!("{} (pid {})", comm.escape_debug(), record.header.pid)
+    } else {
+        "somebody (not seen)".to_owned()
+    };
+    format!(
+        "--- policy {}, generation {}, {} rules, {} enforced: loaded by {by}; {} judges by it ---",
+        &policy.sha256[..12],
+        policy.generation,
+        policy.rules,
+        policy.enforced,
+        Enforcer::of(record).title(),
+    )
 }
 
 fn came_from(handover: &Handover) -> String {
@@ -174,7 +216,12 @@ fn call(record: &Record, names: &Names, origin_ns: u64) -> String {
     } else {
         line.push_str("[kernel] ");
     }
-    line.push_str(record.kind().map_or("unknown", Kind::name));
+    let verdict = VerdictLine::of(record, names);
+    let name = match &verdict {
+        Some(verdict) => verdict.operation,
+        None => record.kind().map_or("unknown", Kind::name),
+    };
+    line.push_str(name);
     line.push('(');
     let mut arguments = Vec::new();
     if record.kind() == Some(Kind::Ioctl)
@@ -201,6 +248,10 @@ fn call(record: &Record, names: &Names, origin_ns: u64) -> String {
     }
     line.push_str(&arguments.join(", "));
     line.push(')');
+    if let Some(verdict) = verdict {
+        line.push_str(&verdict.text());
+        return line;
+    }
     match (record.ret(), record.dur_ns()) {
         (Some(ret), Some(dur)) => {
             let result = record.errno().map_or_else(

@@ -92,6 +92,7 @@ pub fn waterfall(report: &Report, columns: usize) -> String {
             );
         }
     }
+    verdicts(&mut text, report);
     let _ = writeln!(
         text,
         "\n{} events seen, {} lost{}",
@@ -205,6 +206,52 @@ fn blackout(text: &mut String, report: &Report) {
              there",
             duration(unseen.ns)
         );
+    }
+}
+
+fn verdicts(text: &mut String, report: &Report) {
+    let Some(first) = report.verdicts.first() else {
+        return;
+    };
+    let one = report
+        .verdicts
+        .iter()
+        .all(|verdict| verdict.enforced_by == first.enforced_by);
+    let enforcer = if one {
+        format!(" ({} asked it)", first.enforced_by.title())
+    } else {
+        String::new()
+    };
+    let _ = writeln!(text, "\nwhat the policy said{enforcer}");
+    for verdict in report.verdicts.iter().take(LISTED) {
+        let _ = write!(
+            text,
+            "  {:<11}{:<11}{}{}{} × {}",
+            verdict.word(),
+            verdict.operation,
+            verdict
+                .rule
+                .as_ref()
+                .map_or_else(|| "no rule".to_owned(), |rule| format!("\"{rule}\"")),
+            verdict
+                .errno
+                .as_ref()
+                .map_or_else(String::new, |errno| format!(" {errno}")),
+            verdict
+                .session
+                .as_ref()
+                .map_or_else(String::new, |name| format!(", session {name}")),
+            verdict.count,
+        );
+        if !one {
+            let _ = write!(text, "; {}", verdict.enforced_by.title());
+        }
+        text.push('\n');
+    }
+    let rest = report.verdicts.iter().skip(LISTED);
+    let left_out = rest.map(|verdict| verdict.count).sum::<u64>() + report.verdicts_left_out;
+    if left_out > 0 {
+        let _ = writeln!(text, "  … and {left_out} more");
     }
 }
 

@@ -8,6 +8,9 @@ use lu_common::event::{Kind, Record, session_id};
 /// How many names of sessions are remembered: as many as the hooks remember to have sent.
 const NAMES: usize = 16_384;
 
+/// How many names of rules: those of the newest policies.
+const RULES: usize = 256;
+
 /// The newest of each.
 #[derive(Debug, Default)]
 pub struct Context {
@@ -16,6 +19,8 @@ pub struct Context {
     first: Option<Record>,
     last: Option<Record>,
     names: HashMap<u64, Record>,
+    /// The newest last.
+    rules: Vec<Record>,
 }
 
 impl Context {
@@ -38,6 +43,18 @@ impl Context {
                     self.names.insert(session_id(&name), *record);
                 }
             }
+            Some(Kind::Rule) => {
+                let key = |record: &Record| {
+                    let rule = record.rule_name();
+                    let number = rule.map(|rule| (rule.generation, rule.number));
+                    (record.is_emulated(), number)
+                };
+                self.rules.retain(|known| key(known) != key(record));
+                if self.rules.len() >= RULES {
+                    self.rules.remove(0);
+                }
+                self.rules.push(*record);
+            }
             _ => {}
         }
     }
@@ -51,6 +68,7 @@ impl Context {
             .into_iter()
             .flatten()
             .chain(names)
+            .chain(self.rules.iter().copied())
             .collect()
     }
 }

@@ -10,10 +10,12 @@ mod names;
 mod phases;
 mod trouble;
 mod update;
+mod verdicts;
 
 use std::collections::VecDeque;
 
 use lu_common::event::{Kind, Record};
+use lu_common::policy::Operation;
 use lu_common::uapi::{Interface, errno, sessions, v3};
 
 pub use canary::{CANARY, Darkness};
@@ -25,6 +27,8 @@ pub use trouble::{Caller, Failed, Failure, FileStep, Refusal, Refused, Troubles}
 pub use update::{
     Events, FileOutcome, FileSpan, Outcome, RECORDER, Session, SessionOutcome, Span, Update,
 };
+
+pub use verdicts::{Enforcer, Said, Times, Verdicts};
 
 use clock::{Axis, Told};
 use update::Kexec;
@@ -180,6 +184,7 @@ impl Timeline {
         self.begin_if_due(kind, record);
         self.count_error(kind, record);
         self.hold(kind, record);
+        self.judge(kind, record);
         let side = self.side(kind, record);
         let ended_before = self.ended;
         match side {
@@ -203,7 +208,8 @@ impl Timeline {
     fn is_about_lu(&mut self, kind: Kind, record: &Record) -> bool {
         match kind {
             Kind::Lost => self.lose(record.lost().unwrap_or(0)),
-            Kind::Name => self.names.push(record),
+            Kind::Name | Kind::Rule => self.names.push(record),
+            Kind::Policy => {}
             Kind::Kernel => {
                 self.kernel = record.kernel_release().map(|release| shown(&release));
                 self.handover = None;
@@ -307,6 +313,14 @@ impl Timeline {
                     .is_some_and(|update| update.can_name(id))
             }),
             Kind::Open | Kind::Release => !self.outgoing.has_begun(),
+            Kind::Verdict | Kind::Tampered => {
+                let judged = record.judged();
+                match judged.and_then(|judged| Operation::from_raw(judged.operation)) {
+                    Some(Operation::Retrieve | Operation::Restore | Operation::Finish) => true,
+                    Some(Operation::Open | Operation::Receive) => !self.outgoing.has_begun(),
+                    _ => false,
+                }
+            }
             _ => false,
         };
         if incoming && self.incoming.is_some() {
@@ -410,6 +424,19 @@ impl Timeline {
             _ => &mut self.outgoing,
         };
         *update.errors.entry((operation, errno)).or_default() += times(kind, record);
+    }
+
+    /// What the policy says of a request. One that it refuses never reached the orchestrator: it begins nothing.
+    fn judge(&mut self, kind: Kind, record: &Record) {
+        let Some(said) = Said::of(record, &self.names) else {
+            return;
+        };
+        let side = self.side(kind, record);
+        let update = match (side, &mut self.incoming) {
+            (Side::Incoming, Some(update)) => update,
+            _ => &mut self.outgoing,
+        };
+        update.verdicts.push(said, record);
     }
 
     /// Who has the device, and who is refused it.

@@ -1,11 +1,15 @@
 //! What sessions and files are called: some records have only what stands for them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use lu_common::event::{Kind, Record, session_id};
+use lu_common::policy::NO_RULE;
 
 /// How many names are remembered, of each sort. A machine that makes more of them than that sees ids for some.
 const REMEMBERED: usize = 1 << 21;
+
+/// How many names of rules are remembered: those of 64 policies at least.
+const RULES: usize = 4096;
 
 /// The names that were seen.
 #[derive(Clone, Debug, Default)]
@@ -13,6 +17,8 @@ pub struct Names {
     sessions: HashMap<u64, String>,
     /// The token under which each `struct file` was preserved last.
     tokens: HashMap<u64, u64>,
+    /// What rules are called: by who asks them, generation and number.
+    rules: BTreeMap<(bool, u64, u8), String>,
 }
 
 impl Names {
@@ -20,6 +26,12 @@ impl Names {
     pub fn push(&mut self, record: &Record) {
         if let Some(name) = record.session_name() {
             remember(&mut self.sessions, session_id(&name), shown(&name));
+        } else if let Some(rule) = record.rule_name() {
+            if self.rules.len() >= RULES {
+                self.rules.pop_first();
+            }
+            let key = (record.is_emulated(), rule.generation, rule.number);
+            self.rules.insert(key, shown(&rule.name));
         } else if record.kind() == Some(Kind::Preserve)
             && record.inner_ret() == Some(0)
             && let (Some(object), Some(token)) = (record.object(), record.token())
@@ -34,6 +46,15 @@ impl Names {
         record
             .token()
             .or_else(|| self.tokens.get(&record.object()?).copied())
+    }
+
+    /// The name of the rule that a verdict is by; its number, as `#5`, where the name was not seen.
+    #[must_use]
+    pub fn rule(&self, record: &Record) -> Option<String> {
+        let judged = record.judged().filter(|judged| judged.rule != NO_RULE)?;
+        let key = (record.is_emulated(), judged.generation, judged.rule);
+        let name = self.rules.get(&key).cloned();
+        Some(name.unwrap_or_else(|| format!("#{}", judged.rule)))
     }
 
     /// The name of a session; its id, as `#` and 16 digits, where the name was not seen.

@@ -10,6 +10,7 @@ use super::handover::Handover;
 use super::names::named;
 use super::phases::{PartName, PhaseName};
 use super::trouble::{Caller, Troubles};
+use super::verdicts::Verdicts;
 
 /// The session in which lu itself hands over what it recorded. It is listed as any other, but it neither
 /// begins an update nor counts for its phases.
@@ -232,6 +233,8 @@ pub struct Update {
     pub events: Events,
     /// What went wrong.
     pub troubles: Troubles,
+    /// What the policy said.
+    pub verdicts: Verdicts,
     /// The releases of the kernels that it went through, as far as they are known.
     pub kernels: Vec<String>,
     /// The boots that it went through, as far as they are known (`/proc/sys/kernel/random/boot_id`).

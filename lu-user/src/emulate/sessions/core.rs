@@ -175,6 +175,11 @@ impl<H: Handler> Core<H> {
         }
     }
 
+    /// Whether the device is open.
+    pub const fn is_open(&self) -> bool {
+        self.open
+    }
+
     /// `luo_open`: there is one open file at a time.
     pub const fn open(&mut self) -> Result<()> {
         if self.open {
@@ -325,9 +330,25 @@ impl<H: Handler> Core<H> {
 
     /// The files for the next kernel.
     pub fn outgoing_files(&self) -> impl Iterator<Item = &H::File> {
-        self.outgoing
-            .values()
-            .flat_map(|session| session.files.iter().map(|entry| &entry.file))
+        self.preserved().map(|(_, _, file)| file)
+    }
+
+    /// The same, with their session and token.
+    pub fn preserved(&self) -> impl Iterator<Item = (&Name, u64, &H::File)> {
+        self.outgoing.iter().flat_map(|(name, session)| {
+            let files = session.files.iter();
+            files.map(move |entry| (name, entry.token, &entry.file))
+        })
+    }
+
+    /// The files that were handed over and given out, by session and token.
+    pub fn restored(&self) -> impl Iterator<Item = (&Name, u64)> {
+        self.incoming.iter().flat_map(|(name, session)| {
+            let files = session.files.iter();
+            files
+                .filter(|entry| entry.retrieved == Some(Ok(())))
+                .map(move |entry| (name, entry.token))
+        })
     }
 
     /// `luo_file_freeze`: first in, first out. Where one fails those before it are unfrozen, in the same

@@ -6,6 +6,7 @@
 //! each function finds the session, outgoing or incoming as the function has it.
 
 use std::cell::RefCell;
+use std::collections::BTreeSet;
 use std::ffi::{c_int, c_long, c_uint, c_ulong, c_void};
 use std::hint::black_box;
 use std::mem::offset_of;
@@ -13,15 +14,19 @@ use std::os::fd::OwnedFd;
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use lu_common::event::{FileKind, SessionFile, Task};
+use lu_common::event::{FileKind, SessionFile, Task, session_id};
+use lu_common::policy::{Operation, Standing, Usage};
 use lu_common::uapi::sessions::{self, NAME_LEN};
 use lu_common::uapi::{Command, Interface};
 use nix::errno::Errno;
+use nix::unistd::Pid;
 
 use super::super::argument::Argument;
 use super::super::client::Client;
 use super::super::device::Device;
 use super::super::files::{Files, Preserved, from_c, to_c, view};
+use super::super::inject::is_ending;
+use super::super::judge::{self, Asked};
 use super::super::orchestrator::{Install, Opened, Orchestrator};
 use super::super::reboot;
 use super::SessionHandle;
@@ -30,6 +35,8 @@ use super::core::{Calls, Core, Direction, Name, release, serialize};
 struct Luo {
     core: Mutex<Core<Files>>,
     device: Arc<Device>,
+    /// Sessions with files that were closed by the end of a process, and not made again since.
+    lost: Mutex<BTreeSet<Name>>,
 }
 
 static LUO: OnceLock<Luo> = OnceLock::new();
@@ -41,6 +48,8 @@ thread_local! {
 
 struct Current {
     client: Client,
+    /// What was read of it already, because it was judged.
+    judged: Option<Read>,
     /// What the caller is to get a descriptor of.
     made: Option<OwnedFd>,
     install: Option<Install>,
@@ -51,6 +60,7 @@ pub fn init(handler: Files, device: Arc<Device>) {
     let luo = Luo {
         core: Mutex::new(Core::new(handler)),
         device,
+        lost: Mutex::default(),
     };
     assert!(LUO.set(luo).is_ok(), "there is one orchestrator");
 }
@@ -63,12 +73,136 @@ fn core() -> MutexGuard<'static, Core<Files>> {
     luo().core.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+fn lost() -> MutexGuard<'static, BTreeSet<Name>> {
+    luo().lost.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the caller gave, as it was judged.
+struct Read {
+    argument: Result<Argument, Errno>,
+    /// The file behind its descriptor, where that is asked for.
+    file: Option<Result<Arc<Preserved>, Errno>>,
+}
+
+impl Read {
+    /// Reads what the caller gave, and asks the policy. What cannot be read is the orchestrator's to refuse.
+    fn judged(
+        policy: &judge::Enforced,
+        opened: &Opened,
+        client: &Client,
+        cmd: u32,
+        arg: u64,
+    ) -> Result<Self, Errno> {
+        let mut read = Self {
+            argument: match opened {
+                Opened::Device => read_on_device(client, cmd, arg),
+                Opened::Session(handle) => read_on_session(handle, client, cmd, arg),
+            },
+            file: None,
+        };
+        let Ok(argument) = &read.argument else {
+            return Ok(read);
+        };
+        let (operation, session) = match (opened, cmd) {
+            (Opened::Device, sessions::CREATE_SESSION) => (Operation::Create, name_of(argument)),
+            (Opened::Device, _) => (Operation::Retrieve, name_of(argument)),
+            (Opened::Session(handle), sessions::PRESERVE_FD) => {
+                (Operation::Preserve, handle.name())
+            }
+            (Opened::Session(handle), sessions::RETRIEVE_FD) => (Operation::Restore, handle.name()),
+            (Opened::Session(handle), sessions::FINISH) => (Operation::Finish, handle.name()),
+            (Opened::Session(_), _) => return Ok(read),
+        };
+        let is_about_file = matches!(operation, Operation::Preserve | Operation::Restore);
+        let token = is_about_file.then(|| argument.long(offset_of!(sessions::Fd, token)));
+        let mut file = None;
+        if let (Operation::Preserve, Some(token)) = (operation, token) {
+            let fd = argument.word(offset_of!(sessions::Fd, fd)) as i32;
+            match read.file.insert(preserved(client, token, fd)) {
+                Ok(preserved) => file = Some((fd, &**preserved)),
+                Err(_) => return Ok(read),
+            }
+        }
+        let asked = Asked {
+            session: session.bytes(),
+            token,
+            file,
+            ..Asked::plain(client, operation)
+        };
+        ask(policy, &asked)?;
+        Ok(read)
+    }
+}
+
+/// The file behind a caller's descriptor.
+fn preserved(client: &Client, token: u64, fd: i32) -> Result<Arc<Preserved>, Errno> {
+    client.file(fd).and_then(|file| Preserved::new(token, file))
+}
+
+/// What is preserved, as the policy sees it.
+struct Stands<'a> {
+    core: &'a Core<Files>,
+    /// What the request adds.
+    asked: Usage,
+}
+
+impl Standing for Stands<'_> {
+    fn session(&self, session: u64) -> Option<Usage> {
+        let files = self.core.preserved();
+        let of_it = files.filter(|(name, ..)| session_id(&name.bytes()) == session);
+        Some(judge::sum(self.asked, of_it.map(|(_, _, file)| file)))
+    }
+
+    fn in_all(&self) -> Option<Usage> {
+        Some(judge::sum(self.asked, self.core.outgoing_files()))
+    }
+
+    fn is_preserved(&self, session: u64, token: u64) -> Option<bool> {
+        let mut files = self.core.preserved();
+        Some(files.any(|(name, has, _)| has == token && session_id(&name.bytes()) == session))
+    }
+
+    fn is_restored(&self, session: u64, token: u64) -> Option<bool> {
+        let mut files = self.core.restored();
+        Some(files.any(|(name, has)| has == token && session_id(&name.bytes()) == session))
+    }
+
+    fn is_device_free(&self) -> Option<bool> {
+        Some(!self.core.is_open())
+    }
+
+    /// The emulated kexec needs none.
+    fn is_image_loaded(&self) -> Option<bool> {
+        Some(true)
+    }
+
+    fn is_no_session_lost(&self) -> Option<bool> {
+        Some(lost().is_empty())
+    }
+}
+
+fn ask(policy: &judge::Enforced, asked: &Asked<'_>) -> Result<(), Errno> {
+    let core = core();
+    let standing = Stands {
+        core: &core,
+        asked: asked.usage(),
+    };
+    policy.judge(Interface::Sessions, asked, &standing)
+}
+
 /// The orchestrator of the sessions interface.
 pub struct Sessions;
 
 impl Orchestrator for Sessions {
     fn interface(&self) -> Interface {
         Interface::Sessions
+    }
+
+    fn ask(&self, client: &Client, operation: Operation) -> Result<(), Errno> {
+        match judge::policy() {
+            Some(policy) => ask(&policy, &Asked::plain(client, operation)),
+            None => Ok(()),
+        }
     }
 
     fn open(&self, caller: &Task) -> Result<(), Errno> {
@@ -83,6 +217,11 @@ impl Orchestrator for Sessions {
                 function(ptr::null(), ptr::from_ref(holder));
             }
             Opened::Session(handle) => {
+                let name = handle.name();
+                let has_files = || core().preserved().any(|(of, ..)| *of == name);
+                if handle.direction == Direction::Outgoing && has_files() && has_ended(holder) {
+                    lost().insert(name);
+                }
                 let function = black_box(luo_session_release as extern "C" fn(_, _) -> _);
                 function(ptr::null(), ptr::from_ref(handle));
             }
@@ -103,8 +242,16 @@ impl Orchestrator for Sessions {
         cmd: u32,
         arg: u64,
     ) -> (Result<(), Errno>, Option<Install>) {
+        let policy = judge::policy();
+        let _turn = (policy.is_some() && !self.gives_descriptor(cmd)).then(judge::turn);
+        let judged = policy.map(|policy| Read::judged(&policy, opened, client, cmd, arg));
+        let judged = match judged.transpose() {
+            Ok(judged) => judged,
+            Err(errno) => return (Err(errno), None),
+        };
         CURRENT.set(Some(Current {
             client: *client,
+            judged,
             made: None,
             install: None,
         }));
@@ -146,6 +293,16 @@ impl Orchestrator for Sessions {
             .outgoing_files()
             .any(|file| file.kind() == FileKind::Memfd && file.identity() == identity)
     }
+}
+
+/// Whether a process has ended, or is about to.
+fn has_ended(process: &Task) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", process.pid));
+    threads
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .all(|tid| is_ending(Pid::from_raw(tid)))
 }
 
 /// The name behind a `struct luo_file_set *` or a `const char *`.
@@ -216,14 +373,28 @@ extern "C" fn luo_ioctl(file: *const Task, cmd: c_uint, arg: c_ulong) -> c_long 
     c_long::from(to_c(on_device(cmd, arg)))
 }
 
+fn read_on_device(client: &Client, cmd: u32, arg: u64) -> Result<Argument, Errno> {
+    Argument::read(client, &sessions::DEVICE_COMMANDS, |_| true, cmd, arg)
+}
+
+/// What was judged of the argument, where it was.
+fn judged_argument() -> Option<Result<Argument, Errno>> {
+    with_current(|current| current.judged.as_ref().map(|read| read.argument))
+}
+
+/// The name that CREATE_SESSION and RETRIEVE_SESSION are given.
+fn name_of(argument: &Argument) -> Name {
+    Name::up_to_nul(argument.bytes(offset_of!(sessions::Session, name)))
+}
+
 fn on_device(cmd: u32, arg: u64) -> Result<(), Errno> {
     let client = with_current(|current| current.client);
-    let argument = Argument::read(&client, &sessions::DEVICE_COMMANDS, |_| true, cmd, arg)?;
+    let argument = judged_argument().unwrap_or_else(|| read_on_device(&client, cmd, arg))?;
     // The descriptor is reserved before anything is looked at.
     if client.has_no_free_fd() {
         return Err(Errno::EMFILE);
     }
-    let name = Name::up_to_nul(argument.bytes(offset_of!(sessions::Session, name))).bytes();
+    let name = name_of(&argument).bytes();
     let mut file = ptr::null();
     let function = match cmd {
         sessions::CREATE_SESSION => luo_session_create as extern "C" fn(_, _) -> _,
@@ -257,15 +428,24 @@ extern "C" fn luo_session_ioctl(file: *const SessionHandle, cmd: c_uint, arg: c_
     c_long::from(to_c(on_session(handle, cmd, arg)))
 }
 
-fn on_session(handle: &SessionHandle, cmd: u32, arg: u64) -> Result<(), Errno> {
-    let client = with_current(|current| current.client);
+fn read_on_session(
+    handle: &SessionHandle,
+    client: &Client,
+    cmd: u32,
+    arg: u64,
+) -> Result<Argument, Errno> {
     let allowed = |command: &Command| match command.cmd {
         sessions::PRESERVE_FD => handle.direction == Direction::Outgoing,
         sessions::RETRIEVE_FD | sessions::FINISH => handle.direction == Direction::Incoming,
         _ => true,
     };
-    let commands = &sessions::SESSION_COMMANDS;
-    let mut argument = Argument::read(&client, commands, allowed, cmd, arg)?;
+    Argument::read(client, &sessions::SESSION_COMMANDS, allowed, cmd, arg)
+}
+
+fn on_session(handle: &SessionHandle, cmd: u32, arg: u64) -> Result<(), Errno> {
+    let client = with_current(|current| current.client);
+    let read = || read_on_session(handle, &client, cmd, arg);
+    let mut argument = judged_argument().unwrap_or_else(read)?;
     let set = handle.file.name.as_ptr();
     let token = || argument.long(offset_of!(sessions::Fd, token));
     match cmd {
@@ -309,6 +489,9 @@ const _: () = assert!(
 extern "C" fn luo_session_create(name: *const u8, filep: *mut *const c_void) -> c_int {
     let name = name_at(black_box(name));
     let created = core().create(&name);
+    if created.is_ok() {
+        lost().remove(&name);
+    }
     to_c(created.and_then(|()| {
         getfile(name, Direction::Outgoing, filep)
             .inspect_err(|_| core().remove(&name, Direction::Outgoing))
@@ -360,7 +543,8 @@ extern "C" fn luo_session_release(inode: *const c_void, file: *const SessionHand
 #[inline(never)]
 extern "C" fn luo_preserve_file(set: *const u8, token: u64, fd: c_int) -> c_int {
     let client = with_current(|current| current.client);
-    let file = || client.file(fd).and_then(|file| Preserved::new(token, file));
+    let judged = with_current(|current| current.judged.as_mut()?.file.take());
+    let file = || judged.unwrap_or_else(|| preserved(&client, token, fd));
     to_c(core().preserve(&name_at(black_box(set)), token, file))
 }
 
@@ -452,6 +636,7 @@ extern "C" fn machine_kexec(image: *const c_void) {
 #[inline(never)]
 extern "C" fn luo_startup() -> c_int {
     core().kexec();
+    lost().clear();
     0
 }
 

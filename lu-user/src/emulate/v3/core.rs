@@ -70,6 +70,18 @@ impl<H: Handler> Core<H> {
             .map(|(token, entry)| (*token, entry.state, &entry.file))
     }
 
+    /// Whether the device is open.
+    pub const fn is_open(&self) -> bool {
+        self.open
+    }
+
+    /// Whether a file that was handed over has been asked for.
+    pub fn is_reclaimed(&self, token: u64) -> bool {
+        self.incoming
+            .get(&token)
+            .is_some_and(|entry| entry.reclaimed)
+    }
+
     /// open(2): there is one open file at a time.
     pub const fn open(&mut self) -> Result<()> {
         if self.open {

@@ -11,6 +11,7 @@ use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use lu_common::event::{FileKind, Task};
+use lu_common::policy::{Operation, Standing, Usage};
 use lu_common::uapi::v3::State;
 use lu_common::uapi::{Interface, v3};
 use nix::errno::Errno;
@@ -18,6 +19,7 @@ use nix::errno::Errno;
 use super::super::argument::Argument;
 use super::super::client::Client;
 use super::super::files::{Files, Preserved, from_c, to_c, view};
+use super::super::judge::{self, Asked};
 use super::super::orchestrator::{Install, Opened, Orchestrator};
 use super::super::reboot;
 use super::core::Core;
@@ -36,8 +38,148 @@ thread_local! {
 
 struct Current {
     client: Client,
+    /// What was read of it already, because it was judged.
+    judged: Option<Read>,
     retrieved: Option<Arc<Preserved>>,
     install: Option<Install>,
+}
+
+/// What the caller gave, as it was judged.
+struct Read {
+    argument: Result<Argument, Errno>,
+    /// The file behind its descriptor, where that is asked for.
+    file: Option<Result<Arc<Preserved>, Errno>>,
+}
+
+impl Read {
+    /// Reads what the caller gave, and asks the policy. What cannot be read is the orchestrator's to refuse.
+    fn judged(
+        policy: &judge::Enforced,
+        client: &Client,
+        cmd: u32,
+        arg: u64,
+    ) -> Result<Self, Errno> {
+        let mut read = Self {
+            argument: Argument::read(client, &v3::COMMANDS, |_| true, cmd, arg),
+            file: None,
+        };
+        let Ok(argument) = &read.argument else {
+            return Ok(read);
+        };
+        let event = |offset| match v3::Event::from_raw(argument.word(offset)) {
+            Some(v3::Event::Prepare) => Some(Operation::Prepare),
+            Some(v3::Event::Cancel) => Some(Operation::Cancel),
+            Some(v3::Event::Finish) => Some(Operation::Finish),
+            Some(v3::Event::Freeze) | None => None,
+        };
+        let token = |offset| Some(argument.long(offset));
+        let (operation, token, fd) = match cmd {
+            v3::FD_PRESERVE => (
+                Some(Operation::Preserve),
+                token(offset_of!(v3::FdPreserve, token)),
+                Some(argument.word(offset_of!(v3::FdPreserve, fd)) as i32),
+            ),
+            v3::FD_UNPRESERVE => (
+                Some(Operation::Unpreserve),
+                token(offset_of!(v3::FdUnpreserve, token)),
+                None,
+            ),
+            v3::FD_RESTORE => (
+                Some(Operation::Restore),
+                token(offset_of!(v3::FdRestore, token)),
+                None,
+            ),
+            v3::SET_EVENT => (event(offset_of!(v3::SetEvent, event)), None, None),
+            // The same for one file.
+            v3::SET_FD_EVENT => (
+                event(offset_of!(v3::SetFdEvent, event)),
+                token(offset_of!(v3::SetFdEvent, token)),
+                None,
+            ),
+            _ => (None, None, None),
+        };
+        let Some(operation) = operation else {
+            return Ok(read);
+        };
+        if let Some(fd) = fd {
+            read.file = Some(preserved(client, token.unwrap_or(0), fd));
+        }
+        let file = match (&read.file, fd) {
+            (Some(Err(_)), _) => return Ok(read),
+            (Some(Ok(file)), Some(fd)) => Some((fd, &**file)),
+            _ => None,
+        };
+        let asked = Asked {
+            token,
+            file,
+            ..Asked::plain(client, operation)
+        };
+        ask(policy, &asked)?;
+        Ok(read)
+    }
+}
+
+/// The file behind a caller's descriptor.
+fn preserved(client: &Client, token: u64, fd: i32) -> Result<Arc<Preserved>, Errno> {
+    client.file(fd).and_then(|file| Preserved::new(token, file))
+}
+
+/// What is preserved, as the policy sees it: one session without a name.
+struct Stands<'a> {
+    core: &'a Core<Files>,
+    asked: Usage,
+}
+
+/// The session that v3's flat space is.
+const fn is_flat(session: u64) -> bool {
+    session == 0
+}
+
+impl Standing for Stands<'_> {
+    fn session(&self, session: u64) -> Option<Usage> {
+        if is_flat(session) {
+            self.in_all()
+        } else {
+            Some(Usage::default())
+        }
+    }
+
+    fn in_all(&self) -> Option<Usage> {
+        let files = self.core.outgoing().map(|(_, _, file)| file);
+        Some(judge::sum(self.asked, files))
+    }
+
+    fn is_preserved(&self, session: u64, token: u64) -> Option<bool> {
+        let has = || self.core.outgoing().any(|(has, ..)| has == token);
+        Some(is_flat(session) && has())
+    }
+
+    fn is_restored(&self, session: u64, token: u64) -> Option<bool> {
+        Some(is_flat(session) && self.core.is_reclaimed(token))
+    }
+
+    fn is_device_free(&self) -> Option<bool> {
+        Some(!self.core.is_open())
+    }
+
+    /// The emulated kexec needs none.
+    fn is_image_loaded(&self) -> Option<bool> {
+        Some(true)
+    }
+
+    /// There are no sessions.
+    fn is_no_session_lost(&self) -> Option<bool> {
+        Some(true)
+    }
+}
+
+fn ask(policy: &judge::Enforced, asked: &Asked<'_>) -> Result<(), Errno> {
+    let core = core();
+    let standing = Stands {
+        core: &core,
+        asked: asked.usage(),
+    };
+    policy.judge(Interface::V3, asked, &standing)
 }
 
 /// Sets the orchestrator up; once in a process.
@@ -66,6 +208,13 @@ impl Orchestrator for V3 {
         Interface::V3
     }
 
+    fn ask(&self, client: &Client, operation: Operation) -> Result<(), Errno> {
+        match judge::policy() {
+            Some(policy) => ask(&policy, &Asked::plain(client, operation)),
+            None => Ok(()),
+        }
+    }
+
     fn open(&self, caller: &Task) -> Result<(), Errno> {
         let function = black_box(luo_open as extern "C" fn(_, _) -> _);
         from_c(function(ptr::null(), &raw const *caller))
@@ -88,8 +237,16 @@ impl Orchestrator for V3 {
         cmd: u32,
         arg: u64,
     ) -> (Result<(), Errno>, Option<Install>) {
+        let policy = judge::policy();
+        let _turn = (policy.is_some() && !self.gives_descriptor(cmd)).then(judge::turn);
+        let judged = policy.map(|policy| Read::judged(&policy, client, cmd, arg));
+        let judged = match judged.transpose() {
+            Ok(judged) => judged,
+            Err(errno) => return (Err(errno), None),
+        };
         CURRENT.set(Some(Current {
             client: *client,
+            judged,
             retrieved: None,
             install: None,
         }));
@@ -154,7 +311,9 @@ fn with_current<T>(look: impl FnOnce(&mut Current) -> T) -> T {
 
 fn dispatch(cmd: u32, arg: u64) -> Result<(), Errno> {
     let client = with_current(|current| current.client);
-    let mut argument = Argument::read(&client, &v3::COMMANDS, |_| true, cmd, arg)?;
+    let judged = with_current(|current| current.judged.as_ref().map(|read| read.argument));
+    let read = || Argument::read(&client, &v3::COMMANDS, |_| true, cmd, arg);
+    let mut argument = judged.unwrap_or_else(read)?;
     match cmd {
         v3::FD_PRESERVE => fd_preserve(&client, &argument),
         v3::FD_UNPRESERVE => {
@@ -240,7 +399,8 @@ fn fd_restore(client: &Client, argument: Argument) -> Result<(), Errno> {
 #[inline(never)]
 extern "C" fn luo_register_file(token: u64, fd: c_int) -> c_int {
     let client = with_current(|current| current.client);
-    let file = client.file(fd).and_then(|file| Preserved::new(token, file));
+    let judged = with_current(|current| current.judged.as_mut()?.file.take());
+    let file = judged.unwrap_or_else(|| preserved(&client, token, fd));
     to_c(core().preserve(token, file))
 }
 
