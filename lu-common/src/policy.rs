@@ -450,17 +450,66 @@ pub struct Request {
 /// What is preserved, as whoever judges knows it. `None` is "unknown".
 pub trait Standing {
     /// Files and bytes in a session, the one that is asked for included.
-    fn session(&self, session: u64) -> Amount;
+    fn session(&self, session: u64) -> Option<Usage>;
     /// In all sessions together, the one that is asked for included.
+    fn in_all(&self) -> Option<Usage>;
+    /// Whether a session has a token preserved.
+    fn is_preserved(&self, session: u64, token: u64) -> Option<bool>;
+    /// Whether a token of an incoming session was restored.
+    fn is_restored(&self, session: u64, token: u64) -> Option<bool>;
+    /// Whether nobody has the device open.
+    fn is_device_free(&self) -> Option<bool>;
+    /// Whether there is an image to jump into.
+    fn is_image_loaded(&self) -> Option<bool>;
+    /// Whether no session with files was closed by the end of a process that held it.
+    fn is_no_session_lost(&self) -> Option<bool>;
+}
+
+/// The same, to be calculated with: what [`evaluate`] asks. The kernel's programs answer in numbers from the start; for
+/// the verifier each `Option` is another way to follow.
+pub trait Reckoning {
+    /// See [`Standing::session`].
+    fn session(&self, session: u64) -> Amount;
+    /// See [`Standing::in_all`].
     fn in_all(&self) -> Amount;
     /// What a [`Need`] can ask of a session and a token.
     fn token(&self, session: u64, token: u64) -> Token;
-    /// Whether nobody has the device open.
+    /// See [`Standing::is_device_free`].
     fn is_device_free(&self) -> Answer;
-    /// Whether there is an image to jump into.
+    /// See [`Standing::is_image_loaded`].
     fn is_image_loaded(&self) -> Answer;
-    /// Whether no session with files was closed by the end of a process that held it.
+    /// See [`Standing::is_no_session_lost`].
     fn is_no_session_lost(&self) -> Answer;
+}
+
+impl<S: Standing> Reckoning for S {
+    fn session(&self, session: u64) -> Amount {
+        Standing::session(self, session).into()
+    }
+
+    fn in_all(&self) -> Amount {
+        Standing::in_all(self).into()
+    }
+
+    fn token(&self, session: u64, token: u64) -> Token {
+        Token {
+            usage: Standing::session(self, session).into(),
+            preserved: self.is_preserved(session, token).into(),
+            restored: self.is_restored(session, token).into(),
+        }
+    }
+
+    fn is_device_free(&self) -> Answer {
+        Standing::is_device_free(self).into()
+    }
+
+    fn is_image_loaded(&self) -> Answer {
+        Standing::is_image_loaded(self).into()
+    }
+
+    fn is_no_session_lost(&self) -> Answer {
+        Standing::is_no_session_lost(self).into()
+    }
 }
 
 /// A session and one of its tokens.
@@ -711,7 +760,7 @@ impl Policy {
 
     /// The quotas that what is asked for goes over.
     #[inline(always)]
-    fn over(&self, request: &Request, standing: &impl Standing, matched: Matched) -> Matched {
+    fn over(&self, request: &Request, standing: &impl Reckoning, matched: Matched) -> Matched {
         let mut over = self.none();
         let limits = matched.rules & self.limits;
         if limits == 0 {
@@ -742,7 +791,7 @@ impl Policy {
 
     /// The rules of which a need is not met.
     #[inline(always)]
-    fn unmet(&self, request: &Request, standing: &impl Standing, matched: Matched) -> Matched {
+    fn unmet(&self, request: &Request, standing: &impl Reckoning, matched: Matched) -> Matched {
         let mut unmet = self.none();
         let conditions = matched.rules & self.conditions;
         if conditions == 0 {
@@ -765,10 +814,11 @@ impl Policy {
                 unknown: token.usage.unknown,
             };
             // Another session's finish does not wait for it; which one is asked for may be unknown.
-            let other = !equal(need.session, request.session) & !equal(request.session, 0);
+            let unnamed = equal(request.session, 0);
+            let this = equal(need.session, request.session) & !unnamed;
             let others = Answer {
-                yes: other,
-                unknown: 0,
+                yes: !this & !unnamed,
+                unknown: unnamed,
             };
             let met = token
                 .preserved
@@ -776,7 +826,7 @@ impl Policy {
                 .or(files.masked(is(need::FILES)))
                 .or(token
                     .restored
-                    .masked(!other)
+                    .masked(this)
                     .or(others)
                     .masked(is(need::RESTORED)))
                 .or(device.masked(is(need::DEVICE_FREE)))
@@ -849,7 +899,7 @@ fn equal(a: u64, b: u64) -> u64 {
 /// enforced is told before others, and the first before the later.
 #[inline(always)]
 #[must_use]
-pub fn evaluate(policy: &Policy, request: &Request, standing: &impl Standing) -> Verdict {
+pub fn evaluate(policy: &Policy, request: &Request, standing: &impl Reckoning) -> Verdict {
     let matched = policy.matched(request);
     let over = policy.over(request, standing, matched);
     let unmet = policy.unmet(request, standing, matched);
@@ -862,11 +912,22 @@ pub fn evaluate(policy: &Policy, request: &Request, standing: &impl Standing) ->
 pub fn evaluate_unconditional(
     policy: &Policy,
     request: &Request,
-    standing: &impl Standing,
+    standing: &impl Reckoning,
 ) -> Verdict {
     let matched = policy.matched(request);
     let over = policy.over(request, standing, matched);
     policy.verdict(matched, over, policy.none())
+}
+
+impl Verdict {
+    /// With which errno it is refused, or would be; 0 where it is allowed.
+    #[must_use]
+    pub fn errno(&self, policy: &Policy) -> u8 {
+        match self.decision {
+            Decision::Allow => 0,
+            Decision::WouldDeny | Decision::Deny => policy.errno_of(self.rule),
+        }
+    }
 }
 
 impl Operation {

@@ -3,7 +3,7 @@
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap};
 use lu_common::policy::{
-    Account, Amount, Answer, KnownSession, Standing, Token, TokenKey, Usage, WatchedToken, below,
+    Account, Amount, Answer, KnownSession, Reckoning, Token, TokenKey, Usage, WatchedToken, below,
     differ,
 };
 
@@ -196,7 +196,7 @@ fn is_some(number: u64) -> u64 {
     differ(number, 0)
 }
 
-impl Standing for Kernel {
+impl Reckoning for Kernel {
     #[inline(always)]
     fn session(&self, session: u64) -> Amount {
         self.amount(session, &self.or_nothing(SESSIONS.get_ptr(session)))

@@ -215,7 +215,7 @@ impl Enforced {
             operation: asked.operation as u8,
             decision: verdict.decision as u8,
             rule: verdict.rule,
-            errno: verdict.errno,
+            errno: verdict.errno(&self.policy),
             unsure: u8::from(verdict.unsure),
             differs: 0,
             reserved: [0; 2],
@@ -231,7 +231,7 @@ impl Enforced {
             rule.as_ref().map_or(ptr::null(), ptr::from_ref),
         );
         if verdict.decision == Decision::Deny {
-            Err(Errno::from_raw(i32::from(verdict.errno)))
+            Err(Errno::from_raw(i32::from(verdict.errno(&self.policy))))
         } else {
             Ok(())
         }

@@ -760,7 +760,6 @@ fn judge(rules: &[&Model], enforce: bool, asks: &Asks, standing: &Answers) -> Ve
         return Verdict {
             decision: Decision::Allow,
             rule: NO_RULE,
-            errno: 0,
             unsure: false,
         };
     };
@@ -768,11 +767,6 @@ fn judge(rules: &[&Model], enforce: bool, asks: &Asks, standing: &Answers) -> Ve
     Verdict {
         decision,
         rule: number as u8,
-        errno: if decision == Decision::Allow {
-            0
-        } else {
-            rules[number].errno
-        },
         unsure: is_guess,
     }
 }
@@ -899,7 +893,7 @@ proptest! {
         let mut dice = Dice(requests);
         let asks = asks(&mut dice);
         let verdict = evaluate(&Policy::new_zeroed(), &asks.request(&mut dice), &Answers(requests));
-        let allowed = Verdict { decision: Decision::Allow, rule: NO_RULE, errno: 0, unsure: false };
+        let allowed = Verdict { decision: Decision::Allow, rule: NO_RULE, unsure: false };
         prop_assert_eq!(verdict, allowed);
     }
 }
