@@ -5,6 +5,7 @@ mod ctl;
 mod doctor;
 mod emulate;
 mod history;
+mod policy;
 mod report;
 mod run;
 mod stop;
@@ -30,6 +31,7 @@ use clap::{Parser, Subcommand};
                   lu report --journal /var/lib/lu   the last one, as a waterfall\n  \
                   lu history --journal /var/lib/lu  all of them\n  \
                   lu canary                         before and after a kexec: how long a workload is dark\n  \
+                  lu policy check policy.toml       a policy, before it is enforced\n  \
                   lu emulate -- ./my-vmm            a program with an orchestrator of its own"
 )]
 struct Lu {
@@ -46,6 +48,7 @@ enum Command {
     Doctor(doctor::Args),
     Emulate(emulate::Args),
     Canary(canary::Args),
+    Policy(policy::Args),
     Ctl(ctl::Args),
 }
 
@@ -64,6 +67,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => args.run(),
         Command::Emulate(args) => args.run(),
         Command::Canary(args) => args.run(),
+        Command::Policy(args) => args.run(),
         Command::Ctl(args) => args.run(),
     };
     done.unwrap_or_else(|error| {

@@ -1,6 +1,7 @@
 //! From rules to what `lu_common::policy::evaluate` judges by.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
@@ -123,6 +124,18 @@ pub struct Compiled {
     pub sha256: [u8; 32],
     /// What cannot match on this machine as it is.
     pub warnings: Vec<String>,
+}
+
+impl Compiled {
+    /// Its SHA-256 as sha256sum prints it.
+    #[must_use]
+    pub fn hash(&self) -> String {
+        self.sha256.iter().fold(String::new(), |mut text, byte| {
+            // Writing to a String does not fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    }
 }
 
 /// What a rule is called.
