@@ -18,7 +18,7 @@ use core::mem::size_of;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::event::{FileKind, SessionName};
+use crate::event::{FileKind, RuleName, SessionName};
 use crate::uapi::sessions::NAME_LEN;
 
 /// How many rules a policy can have, all parts together.
@@ -988,6 +988,8 @@ pub struct InForce {
     pub policy: Policy,
     /// By rule; the last one counts where no rule decided.
     pub counts: [Counts; RULES + 1],
+    /// What its rules are called.
+    pub names: [RuleName; RULES],
     /// The SHA-256 of its file.
     pub sha256: [u8; 32],
 }

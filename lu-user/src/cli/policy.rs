@@ -11,6 +11,8 @@ use lu_user::policy::{
 };
 use serde_json::json;
 
+use super::in_force::{Apply, Detach, Status};
+
 /// Check, explain and test a policy, before it bites.
 ///
 /// A policy says who may ask the orchestrator for what, what may be preserved and how much, and what must be before a
@@ -27,6 +29,9 @@ pub struct Args {
 #[derive(Subcommand)]
 enum Command {
     Check(Check),
+    Apply(Apply),
+    Status(Status),
+    Detach(Detach),
     Explain(Explain),
     Test(Test),
     Schema(Schema),
@@ -96,6 +101,9 @@ impl Args {
     pub fn run(&self) -> Result<ExitCode> {
         let done = match &self.command {
             Command::Check(check) => check.run(),
+            Command::Apply(apply) => apply.run(),
+            Command::Status(status) => status.run(),
+            Command::Detach(detach) => detach.run(),
             Command::Explain(explain) => explain.run(),
             Command::Test(test) => test.run(),
             Command::Schema(_) => {

@@ -7,6 +7,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use aya::maps::{MapData, RingBuf};
 use bytesize::ByteSize;
 use lu_common::event::{Kind, Record};
 use lu_user::export::duration;
@@ -16,6 +17,7 @@ use lu_user::journal::{self, Journal, Retention, boot, clocks};
 use lu_user::orchestrator::Orchestrator;
 use lu_user::reboot_cpu::OffRebootCpu;
 
+use super::guard::Guard;
 use super::trace::Printer;
 use super::watch::{Sink, Watch, tell};
 
@@ -25,7 +27,9 @@ use super::watch::{Sink, Watch, tell};
 /// kernel's orchestrator what is seen is recorded in memory too, preserved in a session called lu-recorder, so that lu in the new kernel joins
 /// both halves of an update; the device is held for the moment of its creation alone.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  lu run\n  lu run --journal /tmp/lu --trace")]
+#[command(
+    after_help = "Examples:\n  lu run\n  lu run --journal /tmp/lu --trace\n  lu run --policy /etc/lu/policy.toml"
+)]
 pub struct Args {
     /// Where the journal is.
     #[arg(long, value_name = "DIR", default_value = journal::FOLDER)]
@@ -47,6 +51,10 @@ pub struct Args {
     /// a file is there again as far as it has reached the disk.
     #[arg(long, value_name = "PLACE", default_value = "auto")]
     recorder_in: RecorderIn,
+    /// Put a policy in force, as docs/policy.md tells; SIGHUP reads it again. Where a rule of it is enforced lu does not
+    /// start unless a request that must be refused was.
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
     #[command(flatten)]
     watch: Watch,
 }
@@ -93,11 +101,16 @@ impl Args {
             waiting: Vec::new(),
             held: VecDeque::new(),
             has_told: false,
+            policy: self.policy.clone(),
+            guard: None,
         };
         let watched = self.watch.watch(&mut run);
         run.let_go();
         run.say_problems();
         let losses = watched?;
+        if let Some(untold) = run.guard.as_ref().and_then(Guard::untold) {
+            eprintln!("lu: {untold}");
+        }
         let events = run.journal.events();
         eprintln!(
             "lu: {} events in {}, {}",
@@ -134,6 +147,9 @@ struct Run {
     held: VecDeque<Found>,
     /// Whether it was told why.
     has_told: bool,
+    /// The policy's file.
+    policy: Option<PathBuf>,
+    guard: Option<Guard>,
 }
 
 /// This kernel is about to go.
@@ -296,6 +312,28 @@ impl Run {
 }
 
 impl Sink for Run {
+    fn enforce(&mut self, orchestrators: &[Orchestrator]) -> Result<Option<RingBuf<MapData>>> {
+        let Some(path) = &self.policy else {
+            return Ok(None);
+        };
+        let mut guard = Guard::new(path.clone(), orchestrators)?;
+        let verdicts = guard.take_verdicts();
+        self.guard = Some(guard);
+        Ok(verdicts)
+    }
+
+    fn can_reload(&self) -> bool {
+        self.policy.is_some()
+    }
+
+    fn reload(&mut self) -> Result<()> {
+        let records = self.guard.as_mut().map(Guard::reload);
+        for record in records.into_iter().flatten() {
+            self.note(&record);
+        }
+        Ok(())
+    }
+
     fn begin(&mut self, orchestrators: &[Orchestrator], stop: &AtomicBool) -> Result<()> {
         // The emulated orchestrator's kexec ends its clients, not us.
         let in_kernel = orchestrators.contains(&Orchestrator::Kernel);
@@ -323,6 +361,10 @@ impl Sink for Run {
         let born = self.born;
         self.note(&born);
         self.note(&clocks::anchor());
+        let records = self.guard.as_ref().map(Guard::records);
+        for record in records.into_iter().flatten() {
+            self.note(&record);
+        }
         Ok(())
     }
 
@@ -457,6 +499,8 @@ mod tests {
             waiting: Vec::new(),
             held: VecDeque::new(),
             has_told: false,
+            policy: None,
+            guard: None,
         }
     }
 

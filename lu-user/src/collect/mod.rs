@@ -42,6 +42,8 @@ pub const BATCH: usize = 8192;
 pub struct Collector {
     ring: AsyncFd<Ring>,
     alarm: AsyncFd<Ring>,
+    /// What a policy says, where one is in force.
+    verdicts: Option<AsyncFd<Ring>>,
     counters: PerCpuArray<MapData, CountersPod>,
     told: u64,
     /// Whether there was more than was taken.
@@ -83,6 +85,7 @@ impl Collector {
         Ok(Self {
             ring: register(events)?,
             alarm: register(alarm)?,
+            verdicts: None,
             counters,
             told: 0,
             more: false,
@@ -93,17 +96,30 @@ impl Collector {
         })
     }
 
+    /// Takes a policy's verdicts too, from now on.
+    pub fn take_verdicts(&mut self, verdicts: RingBuf<MapData>) -> io::Result<()> {
+        self.verdicts = Some(register(verdicts)?);
+        Ok(())
+    }
+
     /// Waits until there are records, and hands each to `each`, oldest first, but no more than [`BATCH`]: whoever
     /// makes them faster than they are taken must not keep us from anything else. Where records were lost
     /// a record of [`Kind::Lost`] says how many, after those that were there before.
     pub async fn collect(&mut self, mut each: impl FnMut(&Record)) -> io::Result<()> {
-        {
-            let mut guard = self.ring.readable_mut().await?;
-            self.more = drain(&mut guard.get_inner_mut().0, BATCH, &mut each);
-            if !self.more {
-                guard.clear_ready();
+        let verdicts = async {
+            match &mut self.verdicts {
+                Some(verdicts) => verdicts.readable_mut().await,
+                None => std::future::pending().await,
             }
+        };
+        let mut guard = tokio::select! {
+            guard = self.ring.readable_mut() => guard?,
+            guard = verdicts => guard?,
+        };
+        if !drain(&mut guard.get_inner_mut().0, BATCH, &mut each) {
+            guard.clear_ready();
         }
+        drop(guard);
         self.finish(each)
     }
 
@@ -124,6 +140,9 @@ impl Collector {
     /// Takes what is there without waiting, up to [`BATCH`], and without asking for losses: as fast as it can be done.
     pub fn sweep(&mut self, mut each: impl FnMut(&Record)) {
         self.more = drain(&mut self.ring.get_mut().0, BATCH, &mut each);
+        if let Some(verdicts) = &mut self.verdicts {
+            self.more |= drain(&mut verdicts.get_mut().0, BATCH, &mut each);
+        }
     }
 
     /// Takes what is there without waiting, up to [`BATCH`], and tells losses once nothing is left that was before
@@ -141,6 +160,9 @@ impl Collector {
         self.ask_programs()?;
         // More than that have come meanwhile.
         self.more = drain(&mut self.ring.get_mut().0, self.capacity, &mut each);
+        if let Some(verdicts) = &mut self.verdicts {
+            self.more |= drain(&mut verdicts.get_mut().0, self.capacity, &mut each);
+        }
         self.tell_losses(each)
     }
 

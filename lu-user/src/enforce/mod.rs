@@ -14,12 +14,14 @@ use aya::EbpfError;
 use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, RingBuf};
 use aya::programs::links::FdLink;
 use lu_common::policy::{
-    Account, InForce, KnownSession, Policy, RULES, TokenKey, Untold, WatchedToken, need,
+    Account, InForce, KnownSession, Policy, TokenKey, Untold, WatchedToken, need,
 };
 use nix::errno::Errno;
+use zerocopy::FromZeros as _;
 
 use crate::emulate::DEVICE;
 use crate::journal::clocks::now_ns;
+use crate::policy::Compiled;
 
 /// Why a policy is not in force.
 #[derive(Debug, thiserror::Error)]
@@ -137,6 +139,8 @@ enum Held {
 pub struct Enforcer {
     maps: Maps,
     _held: Held,
+    /// The generation that is in force.
+    current: Option<Generation>,
     /// Whether it was there before: another lu's, which was taken over.
     pub taken_over: bool,
 }
@@ -145,12 +149,8 @@ impl Enforcer {
     /// Loads the programs and attaches them; where `persist` says so they are pinned, and where they are pinned
     /// already they are taken over, with what they are judging by.
     pub fn new(persist: bool) -> Result<Self, Error> {
-        if let Some(maps) = pins::open()? {
-            return Ok(Self {
-                maps,
-                _held: Held::Pinned,
-                taken_over: true,
-            });
+        if let Some(pinned) = Self::pinned()? {
+            return Ok(pinned);
         }
         let mut programs = programs::load()?;
         let links = programs::attach(&mut programs)?;
@@ -169,8 +169,27 @@ impl Enforcer {
         Ok(Self {
             maps,
             _held: held,
+            current: None,
             taken_over: false,
         })
+    }
+
+    /// What is pinned, if anything is.
+    pub fn pinned() -> Result<Option<Self>, Error> {
+        let Some(maps) = pins::open()? else {
+            return Ok(None);
+        };
+        let current = match maps.policy.get(&0, 0) {
+            Ok(current) => Some(current),
+            Err(MapError::KeyNotFound) => None,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Some(Self {
+            maps,
+            _held: Held::Pinned,
+            current,
+            taken_over: true,
+        }))
     }
 
     /// Asks for something that must be refused.
@@ -186,30 +205,31 @@ impl Enforcer {
         }
     }
 
-    /// What is in force; `None`: nothing yet.
+    /// What is in force, and how often its rules have decided; `None`: nothing yet.
     pub fn in_force(&self) -> Result<Option<Box<InForce>>, Error> {
-        match self.maps.policy.get(&0, 0) {
-            Ok(generation) => Ok(Some(Box::new(generation.get(&0, 0)?.0))),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(error) => Err(error.into()),
-        }
+        self.current
+            .as_ref()
+            .map(|current| Ok(Box::new(current.get(&0, 0)?.0)))
+            .transpose()
     }
 
     /// Puts a policy in force, in one step: what was in force judges until then. The generation that it is now.
-    pub fn apply(&mut self, policy: &Policy, sha256: [u8; 32]) -> Result<u64, Error> {
+    pub fn apply(&mut self, compiled: &Compiled) -> Result<u64, Error> {
         let before = self.in_force()?;
         let generation = before.map_or(0, |before| before.policy.generation) + 1;
-        let mut next = Box::new(InForce {
-            policy: *policy,
-            counts: [lu_common::policy::Counts::default(); RULES + 1],
-            sha256,
-        });
+        let mut next = Box::new(InForce::new_zeroed());
+        next.policy = *compiled.policy;
         next.policy.generation = generation;
-        self.watch(policy)?;
+        next.sha256 = compiled.sha256;
+        for (place, name) in next.names.iter_mut().zip(compiled.names(generation)) {
+            *place = name;
+        }
+        self.watch(&compiled.policy)?;
         let mut map = Generation::create(1, 0)?;
         map.set(0, Plain(*next), 0)?;
         self.maps.policy.set(0, &map, 0)?;
-        self.unwatch(policy)?;
+        self.current = Some(map);
+        self.unwatch(&compiled.policy)?;
         Ok(generation)
     }
 

@@ -165,7 +165,7 @@ impl Case {
         let actual = Said {
             verdict: verdict.decision.name(),
             rule: number(verdict).map(|number| compiled.rules[number].name.clone()),
-            errno: errno(verdict),
+            errno: errno(verdict, &compiled.policy),
         };
         let expected = &self.expected;
         let ok = expected.verdict == actual.verdict

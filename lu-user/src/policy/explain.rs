@@ -104,7 +104,7 @@ pub fn explain(
     Explanation {
         schema: "lu.policy.explain/1",
         decision: verdict.decision.name(),
-        errno: errno(verdict),
+        errno: errno(verdict, policy),
         rule: number(verdict),
         unsure: verdict.unsure,
         rules: steps
@@ -114,8 +114,9 @@ pub fn explain(
 }
 
 /// The errno's name, where a verdict has one.
-pub(super) fn errno(verdict: Verdict) -> Option<String> {
-    (verdict.errno != 0).then(|| errno_name(i32::from(verdict.errno)))
+pub(super) fn errno(verdict: Verdict, policy: &Policy) -> Option<String> {
+    let errno = verdict.errno(policy);
+    (errno != 0).then(|| errno_name(i32::from(errno)))
 }
 
 /// The rule's number, where a verdict has one.

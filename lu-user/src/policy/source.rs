@@ -31,6 +31,8 @@ pub struct Source {
     pub sha256: [u8; 32],
     /// The mode of the rules that have none of their own.
     pub mode: Mode,
+    /// Whether it stays in force when lu ends.
+    pub persist: bool,
     /// The rules, in the order of their numbers: access, preserve, quota, require, gate.
     pub rules: Vec<Rule>,
 }
@@ -158,6 +160,7 @@ impl Source {
             });
         }
         let (file, problems) = File::parse(text);
+        let persist = file.persist;
         let mut reader = Reader {
             text,
             mode: file.mode,
@@ -176,6 +179,7 @@ impl Source {
                 text: text.to_owned(),
                 sha256: Sha256::digest(text.as_bytes()).into(),
                 mode: reader.mode,
+                persist,
                 rules: reader.rules,
             });
         }
