@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use bytesize::ByteSize;
 use lu_common::event::{Kind, Record};
+use lu_user::audit::{Audit, Rotation};
 use lu_user::export::duration;
 use lu_user::journal::recorder::{self, Found, Place, Recorder};
 use lu_user::journal::refusals::Refusals;
@@ -46,6 +47,16 @@ pub struct Args {
     /// a file is there again as far as it has reached the disk.
     #[arg(long, value_name = "PLACE", default_value = "auto")]
     recorder_in: RecorderIn,
+    /// Write a line of JSON for each request that a policy refuses, or would have refused, and for each policy
+    /// that is loaded; to the system's journal too, where there is one. FILE belongs to us alone (mode 0600).
+    #[arg(long, value_name = "FILE")]
+    audit: Option<PathBuf>,
+    /// How large the audit log may become before it is FILE.1, FILE.1 is FILE.2 and so on.
+    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(Rotation::default().bytes), requires = "audit")]
+    audit_size: ByteSize,
+    /// How many older files of the audit log are kept.
+    #[arg(long, value_name = "N", default_value_t = Rotation::default().keep, requires = "audit")]
+    audit_keep: u32,
     #[command(flatten)]
     watch: Watch,
 }
@@ -87,6 +98,7 @@ impl Args {
             recorder: None,
             recorder_size: self.recorder,
             recorder_in: self.recorder_in,
+            audit: self.open_audit()?,
             printer: self.trace.then(|| Printer::new(false)),
             urgent: None,
             deferred: Vec::new(),
@@ -101,6 +113,17 @@ impl Args {
             tell(losses)
         );
         Ok(ExitCode::SUCCESS)
+    }
+}
+
+impl Args {
+    fn open_audit(&self) -> Result<Option<Audit>> {
+        let rotation = Rotation {
+            bytes: self.audit_size.as_u64(),
+            keep: self.audit_keep,
+        };
+        let open = |path| Audit::open(path, rotation);
+        Ok(self.audit.as_deref().map(open).transpose()?)
     }
 }
 
@@ -120,6 +143,7 @@ struct Run {
     recorder: Option<Recorder>,
     recorder_size: ByteSize,
     recorder_in: RecorderIn,
+    audit: Option<Audit>,
     printer: Option<Printer>,
     urgent: Option<Urgent>,
     /// What goes to the journal and the terminal once there is time again: both may block for ever on a
@@ -152,6 +176,9 @@ impl Run {
         };
         let joined = self.journal.join(recovered)?;
         for record in &joined {
+            if let Some(audit) = &mut self.audit {
+                audit.push(record);
+            }
             if let Some(printer) = &mut self.printer {
                 printer.record(record)?;
             }
@@ -230,10 +257,16 @@ impl Run {
         for problem in self.journal.problems() {
             eprintln!("lu: {problem}");
         }
+        if let Some(problem) = self.audit.as_mut().and_then(Audit::problem) {
+            eprintln!("lu: {problem}");
+        }
     }
 
     fn keep(&mut self, record: &Record) -> Result<()> {
         self.journal.push(record)?;
+        if let Some(audit) = &mut self.audit {
+            audit.push(record);
+        }
         if let Some(printer) = &mut self.printer {
             printer.record(record)?;
         }
