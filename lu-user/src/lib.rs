@@ -1,6 +1,7 @@
 //! See, bound and prove a Linux live update.
 
 pub mod attach;
+pub mod audit;
 pub mod canary;
 pub mod client;
 pub mod collect;
@@ -8,7 +9,9 @@ pub mod doctor;
 pub mod emulate;
 pub mod enforce;
 pub mod export;
+pub mod gate;
 pub mod journal;
+pub mod loaded;
 pub mod orchestrator;
 pub mod policy;
 pub mod preserved;

@@ -11,7 +11,8 @@ use lu_common::event::FileKind;
 const KALLSYMS: &str = "/proc/kallsyms";
 
 /// What the names of the emulated orchestrator's functions begin with, in either interface.
-const PREFIXES: [&str; 8] = [
+const PREFIXES: [&str; 9] = [
+    "lu_",
     "luo_",
     "memfd_luo_",
     "liveupdate_",

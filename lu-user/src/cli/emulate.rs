@@ -24,9 +24,10 @@ use nix::errno::Errno;
         lu emulate --boot-delay 2s -- sh -c './old-vmm; lu emulate kexec; ./new-vmm'\n  \
         lu emulate --fail-freeze 7=ENOMEM -- ./agent\n  \
         lu emulate --interface sessions -- ./luod\n  \
+        lu emulate --policy policy.toml -- ./agent\n  \
         lu emulate --at /tmp/liveupdate\n\n\
         Exit status: the COMMAND's (128 and the signal's number if a signal ended it); 1 if the \
-        emulation could not be set up."
+        emulation could not be set up, 2 if the policy has errors."
 )]
 pub struct Args {
     #[command(subcommand)]
@@ -83,6 +84,10 @@ struct Emulation {
     /// Let this many kexecs fail after a good freeze (EIO): userspace goes on in FROZEN (v3).
     #[arg(long, value_name = "COUNT", default_value_t = 0)]
     fail_kexec: u32,
+    /// A policy (see `lu policy --help`), which the emulated orchestrator asks before it acts. SIGHUP has it
+    /// read again; one with errors leaves the old one in force.
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
     /// The command, after `--`.
     #[arg(last = true)]
     command: Vec<OsString>,
@@ -170,12 +175,16 @@ impl Args {
             fail_restore: emulation.fail_restore.into_iter().collect(),
             busy_finish: emulation.busy_finish.into_iter().collect(),
             fail_jumps: emulation.fail_kexec,
+            policy: emulation.policy,
         };
-        if emulation.command.is_empty() {
-            emulate::run_at(&options, &emulation.at)?;
-            return Ok(ExitCode::SUCCESS);
+        let status = if emulation.command.is_empty() {
+            emulate::run_at(&options, &emulation.at).map(|()| 0)
+        } else {
+            emulate::run_command(&options, &emulation.command)
+        };
+        match status {
+            Err(emulate::Error::Policy(error)) => Ok(super::refused_policy(&error)),
+            status => Ok(ExitCode::from(u8::try_from(status?).unwrap_or(u8::MAX))),
         }
-        let status = emulate::run_command(&options, &emulation.command)?;
-        Ok(ExitCode::from(u8::try_from(status).unwrap_or(u8::MAX)))
     }
 }

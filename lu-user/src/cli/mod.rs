@@ -4,6 +4,7 @@ mod canary;
 mod ctl;
 mod doctor;
 mod emulate;
+mod gate;
 mod guard;
 mod history;
 mod in_force;
@@ -14,6 +15,7 @@ mod stop;
 mod trace;
 mod watch;
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -32,6 +34,7 @@ use clap::{Parser, Subcommand};
                   lu run --journal /var/lib/lu      record live updates\n  \
                   lu report --journal /var/lib/lu   the last one, as a waterfall\n  \
                   lu history --journal /var/lib/lu  all of them\n  \
+                  lu gate                           whether a live update may begin now\n  \
                   lu canary                         before and after a kexec: how long a workload is dark\n  \
                   lu policy check policy.toml       a policy, before it is enforced\n  \
                   lu emulate -- ./my-vmm            a program with an orchestrator of its own"
@@ -47,6 +50,7 @@ enum Command {
     Run(run::Args),
     Report(report::Args),
     History(history::Args),
+    Gate(gate::Args),
     Doctor(doctor::Args),
     Emulate(emulate::Args),
     Canary(canary::Args),
@@ -54,7 +58,7 @@ enum Command {
     Ctl(ctl::Args),
 }
 
-/// Runs the command line. Exit status: 0 done, 1 failed, 2 wrong usage; `doctor` and `emulate` say
+/// Runs the command line. Exit status: 0 done, 1 failed, 2 wrong usage; `doctor`, `gate` and `emulate` say
 /// their own in their help.
 pub fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn,fuser=error"))
@@ -66,6 +70,7 @@ pub fn main() -> ExitCode {
         Command::Run(args) => args.run(),
         Command::Report(args) => args.run(),
         Command::History(args) => args.run(),
+        Command::Gate(args) => args.run(),
         Command::Doctor(args) => args.run(),
         Command::Emulate(args) => args.run(),
         Command::Canary(args) => args.run(),
@@ -88,6 +93,12 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
             .downcast_ref::<std::io::Error>()
             .is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
     })
+}
+
+/// Shows what is wrong with a policy.
+fn refused_policy(error: &lu_user::policy::Error) -> ExitCode {
+    eprintln!("{}", error.render(std::io::stderr().is_terminal()));
+    ExitCode::from(2)
 }
 
 /// The width of the terminal; 100 columns where standard output is none.

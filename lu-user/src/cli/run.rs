@@ -10,6 +10,7 @@ use anyhow::Result;
 use aya::maps::{MapData, RingBuf};
 use bytesize::ByteSize;
 use lu_common::event::{Kind, Record};
+use lu_user::audit::{Audit, Rotation};
 use lu_user::export::duration;
 use lu_user::journal::recorder::{self, Found, Place, Recorder};
 use lu_user::journal::refusals::Refusals;
@@ -55,6 +56,16 @@ pub struct Args {
     /// start unless a request that must be refused was.
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
+    /// Write a line of JSON for each request that a policy refuses, or would have refused, and for each policy
+    /// that is loaded; to the system's journal too, where there is one. FILE belongs to us alone (mode 0600).
+    #[arg(long, value_name = "FILE")]
+    audit: Option<PathBuf>,
+    /// How large the audit log may become before it is FILE.1, FILE.1 is FILE.2 and so on.
+    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(Rotation::default().bytes), requires = "audit")]
+    audit_size: ByteSize,
+    /// How many older files of the audit log are kept.
+    #[arg(long, value_name = "N", default_value_t = Rotation::default().keep, requires = "audit")]
+    audit_keep: u32,
     #[command(flatten)]
     watch: Watch,
 }
@@ -96,6 +107,7 @@ impl Args {
             recorder: None,
             recorder_size: self.recorder,
             recorder_in: self.recorder_in,
+            audit: self.open_audit()?,
             printer: self.trace.then(|| Printer::new(false)),
             urgent: None,
             waiting: Vec::new(),
@@ -122,6 +134,17 @@ impl Args {
     }
 }
 
+impl Args {
+    fn open_audit(&self) -> Result<Option<Audit>> {
+        let rotation = Rotation {
+            bytes: self.audit_size.as_u64(),
+            keep: self.audit_keep,
+        };
+        let open = |path| Audit::open(path, rotation);
+        Ok(self.audit.as_deref().map(open).transpose()?)
+    }
+}
+
 /// How long a kexec may take from the freeze to the jump before we sleep again.
 const URGENT: Duration = Duration::from_mins(1);
 
@@ -138,6 +161,7 @@ struct Run {
     recorder: Option<Recorder>,
     recorder_size: ByteSize,
     recorder_in: RecorderIn,
+    audit: Option<Audit>,
     printer: Option<Printer>,
     urgent: Option<Urgent>,
     /// What goes to the journal and the terminal when the batch is over, and there is time: both may block for ever on
@@ -172,11 +196,7 @@ impl Run {
             };
             let mut new = Vec::new();
             let joined = self.journal.join(recovered, &mut new);
-            if let Some(printer) = &mut self.printer {
-                for record in &new {
-                    printer.record(record)?;
-                }
-            }
+            show(&mut self.audit, &mut self.printer, &new)?;
             let place = shown(found.place);
             let events = new.iter().filter(|record| record.is_from_hook()).count();
             if events > 0 || recovered.senseless > 0 {
@@ -306,6 +326,9 @@ impl Run {
 
     fn say_problems(&mut self) {
         for problem in self.journal.problems() {
+            eprintln!("lu: {problem}");
+        }
+        if let Some(problem) = self.audit.as_mut().and_then(Audit::problem) {
             eprintln!("lu: {problem}");
         }
     }
@@ -439,12 +462,7 @@ impl Sink for Run {
         }
         let batch = std::mem::take(&mut self.waiting);
         self.journal.push(&batch)?;
-        // What is printed is in the journal.
-        if let Some(printer) = &mut self.printer {
-            for record in &batch {
-                printer.record(record)?;
-            }
-        }
+        show(&mut self.audit, &mut self.printer, &batch)?;
         let ended = self.journal.settle()?;
         if let Some(printer) = &mut self.printer {
             printer.settle()?;
@@ -467,6 +485,23 @@ impl Sink for Run {
         }
         Ok(())
     }
+}
+
+/// Prints records, and audits those that are to be. They are in the journal.
+fn show(
+    audit: &mut Option<Audit>,
+    printer: &mut Option<Printer>,
+    records: &[Record],
+) -> Result<()> {
+    for record in records {
+        if let Some(audit) = audit {
+            audit.push(record);
+        }
+        if let Some(printer) = printer {
+            printer.record(record)?;
+        }
+    }
+    Ok(())
 }
 
 /// A place, for people.

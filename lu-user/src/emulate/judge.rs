@@ -6,6 +6,7 @@
 
 use std::ffi::c_void;
 use std::hint::black_box;
+use std::path::Path;
 use std::ptr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
@@ -19,6 +20,8 @@ use nix::errno::Errno;
 
 use super::client::Client;
 use super::files::Preserved;
+use crate::loaded::{loaded, rule_names};
+use crate::policy::{self, Compiled, Source};
 
 /// A policy that is in force.
 pub struct Enforced {
@@ -34,48 +37,58 @@ static GENERATION: AtomicU64 = AtomicU64::new(0);
 /// Two requests at once must not both take the last place.
 static TURN: Mutex<()> = Mutex::new(());
 
-/// From now on this policy is asked, in one step, and no other. `rules` are called so by number; `who` loads it.
-pub fn enforce(
-    interface: Interface,
-    mut policy: Box<Policy>,
-    mut rules: Vec<RuleName>,
-    sha256: [u8; 32],
-    who: &Task,
-) {
+/// From now on this policy is asked, in one step, and no other. `who` loads it.
+pub fn enforce(interface: Interface, compiled: Compiled, who: &Task) {
     let generation = GENERATION.fetch_add(1, Ordering::Relaxed) + 1;
+    let rules = rule_names(&compiled, generation);
+    let told = loaded(&compiled, generation, who.pid);
+    let mut policy = compiled.policy;
     policy.generation = generation;
-    for rule in &mut rules {
-        rule.generation = generation;
-    }
-    let enforced = rules.iter().filter(|rule| rule.is_enforced != 0).count();
-    let loaded = PolicyLoaded {
-        generation,
-        sha256,
-        rules: rules.len() as u32,
-        enforced: enforced as u32,
-        loginuid: loginuid(who.pid),
-        padding: 0,
-        reserved: 0,
-    };
     let new = Some(Arc::new(Enforced { policy, rules }));
     *ENFORCED.write().unwrap_or_else(PoisonError::into_inner) = new;
     let function = match interface {
         Interface::V3 => lu_policy_loaded as extern "C" fn(_, _),
         Interface::Sessions => sessions_lu_policy_loaded,
     };
-    black_box(function)(ptr::from_ref(who), ptr::from_ref(&loaded));
+    black_box(function)(ptr::from_ref(who), ptr::from_ref(&told));
 }
 
-/// Who logged in, whatever they are now.
-fn loginuid(pid: u32) -> u32 {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/loginuid"));
-    text.ok()
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(u32::MAX)
+/// Reads a policy's file.
+pub fn read(path: &Path) -> Result<Compiled, policy::Error> {
+    let compiled = policy::compile(&Source::read(path)?, &policy::Machine)?;
+    for warning in &compiled.warnings {
+        log::warn!("{}: {warning}", path.display());
+    }
+    Ok(compiled)
+}
+
+/// Says which policy is in force from now on, and who enforces it.
+pub fn say(path: &Path, compiled: &Compiled) {
+    let told = loaded(compiled, 0, 0);
+    eprintln!(
+        "lu emulate: policy {}: {} rules, {} of them enforced, by the emulated orchestrator",
+        path.display(),
+        told.rules,
+        told.enforced,
+    );
+}
+
+/// Reads the file again. One with errors leaves the old policy in force.
+pub fn reload(interface: Interface, path: &Path, who: &Task) {
+    match read(path) {
+        Ok(compiled) => {
+            say(path, &compiled);
+            enforce(interface, compiled, who);
+        }
+        Err(error) => eprintln!(
+            "lu emulate: the policy that was in force stays in force:\n{}",
+            error.render(false)
+        ),
+    }
 }
 
 /// The policy that is in force.
-pub fn policy() -> Option<Arc<Enforced>> {
+pub fn in_force() -> Option<Arc<Enforced>> {
     let enforced = ENFORCED.read().unwrap_or_else(PoisonError::into_inner);
     enforced.clone()
 }

@@ -34,13 +34,13 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use fuser::{Config, Session, SessionACL};
-use lu_common::event::FileKind;
+use lu_common::event::{FileKind, Task};
 use lu_common::uapi::Interface;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{SigSet, Signal, kill};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::signalfd::{SfdFlags, SignalFd, siginfo};
 use nix::unistd::{Pid, geteuid};
 
 pub use mount::DEVICE;
@@ -66,6 +66,8 @@ pub struct Options {
     pub busy_finish: BTreeSet<u64>,
     /// How many kexecs fail after the freeze (v3).
     pub fail_jumps: u32,
+    /// The file of the policy that is asked, which SIGHUP has read again.
+    pub policy: Option<PathBuf>,
 }
 
 /// Why there is no emulation.
@@ -116,6 +118,9 @@ pub enum Error {
     /// Too many to ask.
     #[error("several emulators are running (processes {0:?}); choose one with --pid")]
     ManyEmulators(Vec<u32>),
+    /// The policy is none.
+    #[error(transparent)]
+    Policy(#[from] crate::policy::Error),
     /// The kexec did not happen.
     #[error("the kexec failed: {0}")]
     Refused(Errno),
@@ -156,6 +161,7 @@ impl IntoErrno for std::io::Error {
 /// (128 and more: ended by that signal, as shells say it).
 pub fn run_command(options: &Options, command: &[OsString]) -> Result<i32, Error> {
     let signals = start()?;
+    let policy = Policed::begin(options)?;
     let control = control::Control::start()?;
     let (ready, child) = spawn_inside(command, control.path())?;
     let device = device(options);
@@ -168,7 +174,7 @@ pub fn run_command(options: &Options, command: &[OsString]) -> Result<i32, Error
     let go = ready.go;
     let _ = go.send(());
     let child = child.recv().unwrap_or(Err(Error::NoEmulator))?;
-    let status = wait_for_child(child, &signals)?;
+    let status = wait_for_child(child, &signals, policy.as_ref())?;
     device.settle();
     drop(go);
     notify::leave_behind(&notices);
@@ -178,6 +184,7 @@ pub fn run_command(options: &Options, command: &[OsString]) -> Result<i32, Error
 /// Lets the emulated device stand at `path` until a signal asks for the end.
 pub fn run_at(options: &Options, path: &Path) -> Result<(), Error> {
     let signals = start()?;
+    let policy = Policed::begin(options)?;
     let public = mount::Public::prepare(path)?;
     let control = control::Control::start()?;
     raise_own_limit();
@@ -195,7 +202,10 @@ pub fn run_at(options: &Options, path: &Path) -> Result<(), Error> {
     );
     loop {
         match signals.read_signal() {
-            Ok(Some(_)) => break,
+            Ok(Some(info)) => match &policy {
+                Some(policy) if info.ssi_signo == Signal::SIGHUP as u32 => policy.reload(&info),
+                _ => break,
+            },
             Ok(None) | Err(Errno::EINTR) => {}
             Err(errno) => return Err(errno).step("wait for", "a signal"),
         }
@@ -220,6 +230,41 @@ fn start() -> Result<SignalFd, Error> {
     }
     ending.thread_block().step("block", "signals")?;
     SignalFd::with_flags(&ending, SfdFlags::SFD_CLOEXEC).step("wait for", "signals")
+}
+
+/// The policy's file.
+struct Policed {
+    interface: Interface,
+    path: PathBuf,
+}
+
+impl Policed {
+    /// The policy is in force from here on, where there is one.
+    fn begin(options: &Options) -> Result<Option<Self>, Error> {
+        let Some(path) = &options.policy else {
+            return Ok(None);
+        };
+        let compiled = judge::read(path)?;
+        judge::say(path, &compiled);
+        let own = client::Client::of(std::process::id()).step("look at", "/proc/self")?;
+        judge::enforce(options.interface, compiled, &own.task);
+        Ok(Some(Self {
+            interface: options.interface,
+            path: path.clone(),
+        }))
+    }
+
+    /// A signal asks for the file to be read again.
+    fn reload(&self, info: &siginfo) {
+        let sender = client::Client::of(info.ssi_pid).map(|client| client.task);
+        let who = sender.unwrap_or(Task {
+            pid: info.ssi_pid,
+            tid: info.ssi_pid,
+            uid: info.ssi_uid,
+            ..Task::default()
+        });
+        judge::reload(self.interface, &self.path, &who);
+    }
 }
 
 /// The orchestrator of an interface and its device.
@@ -343,7 +388,11 @@ fn spawn_inside(
 
 /// Waits through a pidfd: a plain wait would also take the stops of a child that is being given a
 /// descriptor.
-fn wait_for_child(mut child: Child, signals: &SignalFd) -> Result<i32, Error> {
+fn wait_for_child(
+    mut child: Child,
+    signals: &SignalFd,
+    policy: Option<&Policed>,
+) -> Result<i32, Error> {
     let pid = Pid::from_raw(child.id() as i32);
     let pidfd = client::pidfd_open(pid, 0).step("watch", "the command")?;
     loop {
@@ -364,6 +413,12 @@ fn wait_for_child(mut child: Child, signals: &SignalFd) -> Result<i32, Error> {
                 .unwrap_or_else(|| 128 + status.signal().unwrap_or(0)));
         }
         if signalled && let Ok(Some(info)) = signals.read_signal() {
+            if let Some(policy) = policy
+                && info.ssi_signo == Signal::SIGHUP as u32
+            {
+                policy.reload(&info);
+                continue;
+            }
             // Ctrl-C and Ctrl-\ reach the command from the terminal itself.
             if let Ok(signal @ (Signal::SIGTERM | Signal::SIGHUP)) =
                 Signal::try_from(info.ssi_signo as i32)

@@ -133,11 +133,7 @@ impl PolicyLine {
         let policy = record.policy_loaded()?;
         Some(Self {
             generation: policy.generation,
-            sha256: policy
-                .sha256
-                .iter()
-                .map(|byte| format!("{byte:02x}"))
-                .collect(),
+            sha256: hexadecimal(&policy.sha256),
             rules: policy.rules,
             enforced: policy.enforced,
             mode: match policy.enforced {
@@ -149,6 +145,14 @@ impl PolicyLine {
             enforced_by: Enforcer::of(record),
         })
     }
+}
+
+fn hexadecimal(bytes: &[u8]) -> String {
+    let mut text = String::new();
+    for byte in bytes {
+        let _ = write!(text, "{byte:02x}");
+    }
+    text
 }
 
 /// Whether a record is one that a policy, or what came of it, is told by.

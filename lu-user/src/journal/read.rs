@@ -69,6 +69,16 @@ impl Reader {
     }
 
     fn tail(&self) -> Result<Tail, Error> {
+        self.tail_with(|_| {})
+    }
+
+    /// What is under way, and each record that it is told from.
+    pub fn timeline(&self, each: impl FnMut(&Record)) -> Result<Answer<Timeline>, Error> {
+        let tail = self.tail_with(each)?;
+        Ok((tail.timeline, tail.torn))
+    }
+
+    fn tail_with(&self, mut each: impl FnMut(&Record)) -> Result<Tail, Error> {
         let known = match &self.history {
             Some(history) => history.last_number()?,
             None => 0,
@@ -90,6 +100,7 @@ impl Reader {
         };
         let mut failed = Ok(());
         tail.torn = segment::replay(segments, |record| {
+            each(record);
             let before = tail.timeline.ended();
             tail.timeline.push(record);
             for update in tail.timeline.ended_since(before) {

@@ -25,7 +25,7 @@ pub use names::{Names, shown};
 pub use phases::{Blackout, BlackoutStart, Part, PartName, Phase, PhaseName, Stretch};
 pub use trouble::{Caller, Failed, Failure, FileStep, Refusal, Refused, Troubles};
 pub use update::{
-    Events, FileOutcome, FileSpan, Outcome, RECORDER, Session, SessionOutcome, Span, Update,
+    Events, FileOutcome, FileSpan, Outcome, RECORDER, Session, SessionOutcome, Sight, Span, Update,
 };
 
 pub use verdicts::{Enforcer, Said, Times, Verdicts};
@@ -127,6 +127,12 @@ impl Timeline {
         self.incoming.as_ref()
     }
 
+    /// What is being made ready for the next kexec: an update, once it has begun.
+    #[must_use]
+    pub const fn outgoing(&self) -> &Update {
+        &self.outgoing
+    }
+
     /// All updates, oldest first, those under way last.
     #[must_use]
     pub fn updates(&self) -> impl DoubleEndedIterator<Item = &Update> {
@@ -216,6 +222,7 @@ impl Timeline {
                 // Nobody knows what happened since lu last watched.
                 self.holder = None;
                 self.watch += 1;
+                self.outgoing.doubt();
                 self.watch_began_ns = Some(record.header.t_ns);
             }
             Kind::Handover => self.handover = record.handover().map(Handover::from),
@@ -240,6 +247,7 @@ impl Timeline {
         let add = |sum: &mut u64| *sum = sum.saturating_add(lost);
         add(&mut self.lost);
         add(&mut self.outgoing.events.lost);
+        self.outgoing.doubt();
         if let Some(update) = &mut self.incoming {
             add(&mut update.events.lost);
         } else if !self.outgoing.has_begun()
@@ -470,7 +478,8 @@ impl Timeline {
         match kind {
             Kind::SessionCreate if done => {
                 let name = self.names.of(record);
-                self.outgoing.session_or_new(record.session(), || name);
+                let session = self.outgoing.session_or_new(record.session(), || name);
+                session.sight = Sight::Whole;
             }
             Kind::SessionUnpreserve => {
                 if let Some(id) = record.session() {

@@ -130,6 +130,18 @@ named! {
     }
 }
 
+/// How much of a session lu knows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sight {
+    /// It was there before lu saw it: what lu has not seen may be all the same.
+    #[default]
+    Part,
+    /// All, from its creation on.
+    Whole,
+    /// Something was lost since, or lu did not watch for a while: what was seen may not be so any more.
+    Doubtful,
+}
+
 /// A session's way through an update.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Session {
@@ -149,6 +161,8 @@ pub struct Session {
     pub closed_by: Option<Caller>,
     /// When it was closed without being finished, in nanoseconds.
     pub closed_ns: Option<u64>,
+    /// How much of it lu knows.
+    pub sight: Sight,
     /// In which of lu's watches it was asked for.
     pub(super) retrieved_in: Option<u64>,
 }
@@ -306,6 +320,25 @@ impl Update {
             None => FLAT,
         };
         self.sessions.get_mut(&key)
+    }
+
+    /// The session that has this id at the moment.
+    #[must_use]
+    pub fn current(&self, id: u64) -> Option<&Session> {
+        self.sessions.get(self.current.get(&id)?)
+    }
+
+    /// The sessions that there are at the moment.
+    pub fn all_current(&self) -> impl Iterator<Item = &Session> {
+        let keys = self.current.values();
+        keys.filter_map(|key| self.sessions.get(key))
+    }
+
+    /// Nobody knows whether what was seen of its sessions is still so.
+    pub(super) fn doubt(&mut self) {
+        for session in self.sessions.values_mut() {
+            session.sight = Sight::Doubtful;
+        }
     }
 
     /// Whether a session of this id can be named at the moment.

@@ -4,6 +4,7 @@
 mod clients;
 mod commands;
 mod killed;
+mod policy;
 mod robust;
 mod sessions;
 mod stories;
@@ -20,6 +21,7 @@ fn main() {
     trials.extend(watched::trials());
     trials.extend(stories::trials());
     trials.extend(commands::trials());
+    trials.extend(policy::trials());
     trials.extend(killed::trials());
     let mut args = Arguments::from_args();
     // They share the machine: emulators are found by their sockets, and timings would be disturbed.

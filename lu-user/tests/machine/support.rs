@@ -197,6 +197,21 @@ impl Background {
         Ok(kill(self.pid(), signal)?)
     }
 
+    /// The next line of its standard error that contains `wanted`.
+    pub fn wait_for(&mut self, wanted: &str) -> Result<String, Failed> {
+        let mut said = String::new();
+        loop {
+            let mut line = String::new();
+            if self.stderr.read_line(&mut line)? == 0 {
+                return Err(format!("it ended and did not say {wanted}: {said}").into());
+            }
+            if line.contains(wanted) {
+                return Ok(line);
+            }
+            said.push_str(&line);
+        }
+    }
+
     /// Waits for its own end.
     pub fn end(mut self) -> Outcome {
         let mut rest = String::new();

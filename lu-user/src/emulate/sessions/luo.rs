@@ -199,7 +199,7 @@ impl Orchestrator for Sessions {
     }
 
     fn ask(&self, client: &Client, operation: Operation) -> Result<(), Errno> {
-        match judge::policy() {
+        match judge::in_force() {
             Some(policy) => ask(&policy, &Asked::plain(client, operation)),
             None => Ok(()),
         }
@@ -242,7 +242,7 @@ impl Orchestrator for Sessions {
         cmd: u32,
         arg: u64,
     ) -> (Result<(), Errno>, Option<Install>) {
-        let policy = judge::policy();
+        let policy = judge::in_force();
         let _turn = (policy.is_some() && !self.gives_descriptor(cmd)).then(judge::turn);
         let judged = policy.map(|policy| Read::judged(&policy, opened, client, cmd, arg));
         let judged = match judged.transpose() {
@@ -382,7 +382,7 @@ fn judged_argument() -> Option<Result<Argument, Errno>> {
     with_current(|current| current.judged.as_ref().map(|read| read.argument))
 }
 
-/// The name that CREATE_SESSION and RETRIEVE_SESSION are given.
+/// The name that `CREATE_SESSION` and `RETRIEVE_SESSION` are given.
 fn name_of(argument: &Argument) -> Name {
     Name::up_to_nul(argument.bytes(offset_of!(sessions::Session, name)))
 }

@@ -209,7 +209,7 @@ impl Orchestrator for V3 {
     }
 
     fn ask(&self, client: &Client, operation: Operation) -> Result<(), Errno> {
-        match judge::policy() {
+        match judge::in_force() {
             Some(policy) => ask(&policy, &Asked::plain(client, operation)),
             None => Ok(()),
         }
@@ -237,7 +237,7 @@ impl Orchestrator for V3 {
         cmd: u32,
         arg: u64,
     ) -> (Result<(), Errno>, Option<Install>) {
-        let policy = judge::policy();
+        let policy = judge::in_force();
         let _turn = (policy.is_some() && !self.gives_descriptor(cmd)).then(judge::turn);
         let judged = policy.map(|policy| Read::judged(&policy, client, cmd, arg));
         let judged = match judged.transpose() {
