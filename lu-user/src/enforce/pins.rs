@@ -80,7 +80,7 @@ pub fn open() -> Result<Option<Maps>, Error> {
 /// Pins this version's programs and maps, whole or not at all. Other versions' programs go then: until that moment
 /// they judged too.
 pub fn create(programs: &mut aya::Ebpf, links: Vec<(&'static str, FdLink)>) -> Result<(), Error> {
-    let made = Path::new(FOLDER).join(format!(".{}", std::process::id()));
+    let made = Path::new(FOLDER).join(format!("new-{}", std::process::id()));
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
