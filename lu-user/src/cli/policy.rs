@@ -147,9 +147,10 @@ impl Check {
             return Ok(ExitCode::SUCCESS);
         }
         println!(
-            "{}: {} rules{}, mode {}, sha256 {sha256}",
+            "{}: {} rule{}{}, mode {}, sha256 {sha256}",
             source.name,
             compiled.rules.len(),
+            if compiled.rules.len() == 1 { "" } else { "s" },
             sections(&compiled),
             source.mode.name(),
         );

@@ -454,3 +454,42 @@ fn ranges(ranges: &mut Ranges, rules: &[Rule], of: impl Fn(&Rule) -> &Vec<Interv
         ranges.rules[at] = last;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_mounts_device_is_that_of_mountinfo() {
+        let mounts = "36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw\n\
+                      136 35 0:41 / /run rw - tmpfs tmpfs rw\n";
+        assert_eq!(device_of(mounts, 36), Some((98, 0)));
+        assert_eq!(device_of(mounts, 136), Some((0, 41)));
+        assert_eq!(device_of(mounts, 35), None);
+        assert_eq!(device_of("36 35", 36), None);
+    }
+
+    #[test]
+    fn an_executable_is_its_file_whatever_the_name() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("one"), "").expect("written");
+        fs::write(path("other"), "").expect("written");
+        fs::hard_link(path("one"), path("hard")).expect("linked");
+        std::os::unix::fs::symlink("one", path("soft")).expect("linked");
+        let exe = |name| Machine.exe(&path(name));
+        let one = exe("one").expect("there");
+        assert_eq!(exe("hard").expect("there"), one);
+        assert_eq!(exe("soft").expect("there"), one);
+        let other = exe("other").expect("there");
+        assert_eq!(other.0, one.0);
+        assert_ne!(other.1, one.1);
+        // In another's place the same name is another executable.
+        fs::rename(path("other"), path("one")).expect("renamed");
+        assert_eq!(exe("one").expect("there"), other);
+        for name in ["none", "."] {
+            let error = exe(name).expect_err("no executable");
+            assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        }
+    }
+}

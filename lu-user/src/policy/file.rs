@@ -115,6 +115,7 @@ pub(super) struct Preserve {
     #[schemars(with = "RuleName")]
     pub name: Spanned<String>,
     /// The kinds of file.
+    #[serde(default)]
     #[schemars(schema_with = "kinds")]
     pub kinds: Option<List<String>>,
     /// The session's name: exact, or with one `*` for anything.

@@ -162,7 +162,7 @@ impl Source {
         let (file, problems) = File::parse(text);
         let persist = file.persist;
         let mut reader = Reader {
-            text,
+            lines: text.match_indices('\n').map(|(at, _)| at).collect(),
             mode: file.mode,
             problems,
             rules: Vec::new(),
@@ -258,8 +258,9 @@ fn kind(of: FileType) -> Option<&'static str> {
 }
 
 /// Understands what a file has.
-struct Reader<'a> {
-    text: &'a str,
+struct Reader {
+    /// Where lines end.
+    lines: Vec<usize>,
     mode: Mode,
     problems: Vec<Problem>,
     rules: Vec<Rule>,
@@ -273,7 +274,7 @@ struct Common {
     mode: Option<Mode>,
 }
 
-impl Reader<'_> {
+impl Reader {
     fn file(&mut self, file: File) {
         for rule in file.access {
             self.access(rule);
@@ -527,7 +528,7 @@ impl Reader<'_> {
             );
         }
         let mut rule = Rule {
-            line: self.text[..span.start].matches('\n').count() + 1,
+            line: self.lines.partition_point(|end| *end < span.start) + 1,
             name,
             span,
             section,
