@@ -5,7 +5,6 @@ use lu_common::event::Kind;
 use super::Handler;
 use crate::attach::{Entry, Exit};
 use crate::call::{self, Named};
-use crate::orchestrator::Orchestrator;
 
 /// `void lu_verdict(const struct task *, const struct judged *, const struct rule_name *, const char *session)`: what
 /// is not a plain allow.
