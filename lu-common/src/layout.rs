@@ -10,13 +10,13 @@ pub const FILE_OPERATIONS_MAX: usize = 16;
 pub const ABSENT: u32 = u32::MAX;
 
 macro_rules! offsets {
-    ($($(#[$doc:meta])* $field:ident: $type:literal, $path:expr;)*) => {
-        /// Offsets of members, in bytes.
+    ($(#[$of:meta])* $name:ident { $($(#[$doc:meta])* $field:ident: $type:literal, $path:expr;)* }) => {
+        $(#[$of])*
         #[repr(C)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub struct Offsets { $($(#[$doc])* pub $field: u32,)* }
+        pub struct $name { $($(#[$doc])* pub $field: u32,)* }
 
-        impl Offsets {
+        impl $name {
             /// Nothing is known.
             pub const NONE: Self = Self { $($field: ABSENT,)* };
 
@@ -39,36 +39,91 @@ macro_rules! offsets {
 }
 
 offsets! {
-    /// The session's name.
-    session_name: "luo_session", "name";
-    /// The session's files, which the functions get instead of the session.
-    session_file_set: "luo_session", "file_set";
-    /// Of a session's file: the session.
-    file_private_data: "file", "private_data";
-    /// Tells the kind of file.
-    file_f_op: "file", "f_op";
-    /// The file's inode.
-    file_f_inode: "file", "f_inode";
-    /// Type and permissions.
-    inode_i_mode: "inode", "i_mode";
-    /// Size in bytes.
-    inode_i_size: "inode", "i_size";
-    /// Links; a memfd has none.
-    inode_i_nlink: "inode", "i_nlink";
-    /// The inode's file system.
-    inode_i_sb: "inode", "i_sb";
-    /// Which file system it is.
-    sb_s_magic: "super_block", "s_magic";
-    /// Of a callback's argument: the file.
-    args_file: "liveupdate_file_op_args", "file";
-    /// The name of a task.
-    task_comm: "task_struct", "comm";
-    /// Its credentials.
-    task_cred: "task_struct", "cred";
-    /// Of these, the real user in the initial user namespace.
-    cred_uid: "cred", "uid";
-    /// Of a system call's registers: the third argument.
-    regs_third: "pt_regs", THIRD_ARGUMENT;
+    /// Offsets of what the hooks read, in bytes.
+    Offsets {
+        /// The session's name.
+        session_name: "luo_session", "name";
+        /// The session's files, which the functions get instead of the session.
+        session_file_set: "luo_session", "file_set";
+        /// Of a session's file: the session.
+        file_private_data: "file", "private_data";
+        /// Tells the kind of file.
+        file_f_op: "file", "f_op";
+        /// The file's inode.
+        file_f_inode: "file", "f_inode";
+        /// Type and permissions.
+        inode_i_mode: "inode", "i_mode";
+        /// Size in bytes.
+        inode_i_size: "inode", "i_size";
+        /// Links; a memfd has none.
+        inode_i_nlink: "inode", "i_nlink";
+        /// The inode's file system.
+        inode_i_sb: "inode", "i_sb";
+        /// Which file system it is.
+        sb_s_magic: "super_block", "s_magic";
+        /// Of a callback's argument: the file.
+        args_file: "liveupdate_file_op_args", "file";
+        /// The name of a task.
+        task_comm: "task_struct", "comm";
+        /// Its credentials.
+        task_cred: "task_struct", "cred";
+        /// Of these, the real user in the initial user namespace.
+        cred_uid: "cred", "uid";
+        /// Of a system call's registers: the third argument.
+        regs_third: "pt_regs", THIRD_ARGUMENT;
+    }
+}
+
+offsets! {
+    /// Offsets of what the policy's programs read beside [`Offsets`], in bytes.
+    Asked {
+        /// A task's open files.
+        task_files: "task_struct", "files";
+        /// Of these, the table.
+        files_fdt: "files_struct", "fdt";
+        /// Of the table, the files by descriptor.
+        fdt_fd: "fdtable", "fd";
+        /// How many descriptors it has room for.
+        fdt_max_fds: "fdtable", "max_fds";
+        /// A task's memory.
+        task_mm: "task_struct", "mm";
+        /// Of that, the executable.
+        mm_exe_file: "mm_struct", "exe_file";
+        /// A task's state in its life.
+        task_flags: "task_struct", "flags";
+        /// The effective user in the initial user namespace.
+        cred_euid: "cred", "euid";
+        /// The effective group.
+        cred_egid: "cred", "egid";
+        /// An inode's number.
+        inode_i_ino: "inode", "i_ino";
+        /// Of a device's inode: which device.
+        inode_i_rdev: "inode", "i_rdev";
+        /// A file system's device.
+        sb_s_dev: "super_block", "s_dev";
+        /// The files of a session, oldest first.
+        set_files_list: "luo_file_set", "files_list";
+        /// Of one of these files, its place among them.
+        luo_file_list: "luo_file", "list";
+        /// And the file itself.
+        luo_file_file: "luo_file", "file";
+    }
+}
+
+/// Addresses and numbers that the policy's programs compare with; 0: unknown.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Landmarks {
+    /// `luo_fops`: the device's operations.
+    pub device_operations: u64,
+    /// `luo_session_fops`: a session's.
+    pub session_operations: u64,
+    /// `kexec_image`: where the pointer to the image is.
+    pub kexec_image: u64,
+    /// `/dev/liveupdate`, as the kernel numbers devices: major << 20 | minor.
+    pub device: u32,
+    /// `LOADING_KEXEC_IMAGE` (`enum kernel_load_data_id`), `READING_KEXEC_IMAGE` (`enum kernel_read_file_id`).
+    pub kexec_image_id: u32,
 }
 
 /// The register of a system call's third argument, where user space is compiled for the machine.

@@ -30,7 +30,7 @@ pub fn zeroed<T: FromZeros>() -> T {
 /// # Safety
 ///
 /// `at` is valid for writes of a `T`.
-unsafe fn clear<T: FromZeros>(at: *mut T) {
+pub unsafe fn clear<T: FromZeros>(at: *mut T) {
     const {
         assert!(align_of::<T>() == align_of::<u64>());
         assert!(size_of::<T>().is_multiple_of(size_of::<u64>()));
@@ -49,7 +49,7 @@ unsafe fn clear<T: FromZeros>(at: *mut T) {
 ///
 /// | level | functions |
 /// |---|---|
-/// | 0 | the outermost: open, release and ioctl of the device and of a session, reboot(2) |
+/// | 0 | the outermost: open, release and ioctl of the device and of a session, reboot(2) (`liveupdate_reboot` stands for it where it has no hook) |
 /// | 1 | `liveupdate_reboot` |
 /// | 2 | steps of the whole machine: prepare, freeze, (de)serialize, shutdown |
 /// | 3 | all files of a session, `device_shutdown` |
@@ -125,7 +125,7 @@ static COUNTERS: PerCpuArray<Counters> = PerCpuArray::with_max_entries(1, 0);
 /// # Safety
 ///
 /// `at` points to an aligned integer that is valid for as long as the program runs.
-unsafe fn add(at: *mut u64, value: u64) -> u64 {
+pub unsafe fn add(at: *mut u64, value: u64) -> u64 {
     // SAFETY: the caller's promise. With the strongest order, because LLVM 22 takes an instruction without a
     // result for a relaxed add, used or not.
     unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(at, value) }
@@ -235,6 +235,12 @@ impl Context {
     pub fn entered(&self, level: usize, kind: Kind) -> Option<u64> {
         let entered = &self.within[level];
         (entered.kind == kind as u64).then_some(entered.t_ns)
+    }
+
+    /// Whether it is in reboot(KEXEC), from where that has been let through at the latest.
+    pub fn is_kexec(&self) -> bool {
+        let outermost = self.within[0].kind;
+        outermost == Kind::Kexec as u64 || outermost == Kind::Reboot as u64
     }
 
     /// Forgets the call once the function at `level` has returned, unless it was called by one with a hook.

@@ -16,6 +16,7 @@
 mod attach;
 mod call;
 mod doctor;
+mod enforce;
 mod orchestrator;
 mod probe;
 

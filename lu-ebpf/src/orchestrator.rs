@@ -133,7 +133,7 @@ pub const REBOOT_KEXEC: u32 = 0x4558_4543;
 
 /// Where things are in the running kernel; user space fills it in.
 #[unsafe(no_mangle)]
-static OFFSETS: Offsets = Offsets::NONE;
+pub static OFFSETS: Offsets = Offsets::NONE;
 
 /// The kinds of files by the address of their `struct file_operations`: address, kind, address, kind, …,
 /// ended by an address of 0; user space fills it in.
@@ -266,7 +266,7 @@ fn kind<R: Read>(file: u64, inode: u64) -> Option<FileKind> {
 }
 
 /// The current task.
-fn current() -> Task {
+pub fn current() -> Task {
     let id = bpf_get_current_pid_tgid();
     // SAFETY: the helper has no preconditions.
     let task = unsafe { bpf_get_current_task_btf() } as u64;

@@ -35,18 +35,18 @@ fn fill(folder: &Path, count: u64) -> Result<()> {
     let mut journal = Journal::open(folder, retention)?;
     let mut machine = Machine::new();
     for record in machine.start() {
-        journal.push(&record)?;
+        journal.push(&[record])?;
     }
     for number in 0..count {
         for record in machine.update() {
-            journal.push(&record)?;
+            journal.push(&[record])?;
         }
         // Many in one transaction, or this would take minutes.
         if number % 32 == 0 {
             journal.settle()?;
         }
     }
-    journal.push(&machine.anchor())?;
+    journal.push(&[machine.anchor()])?;
     journal.tick()?;
     journal.settle()?;
     Ok(())
@@ -60,7 +60,7 @@ fn go_on(folder: &Path) -> Result<()> {
     let mut next = machine.start();
     loop {
         for record in next {
-            journal.push(&record)?;
+            journal.push(&[record])?;
             records += 1;
             batch += 1;
             if batch > records % BATCHES {

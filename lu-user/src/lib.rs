@@ -7,6 +7,7 @@ pub mod client;
 pub mod collect;
 pub mod doctor;
 pub mod emulate;
+pub mod enforce;
 pub mod export;
 pub mod gate;
 pub mod journal;

@@ -15,6 +15,8 @@ use lu_user::journal::tape::Found;
 use lu_user::journal::{Journal, Reader, Retention, segment};
 use lu_user::timeline::Outcome;
 use made_up::Machine;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use proptest::prelude::*;
 use rusqlite::Connection;
 
 fn open(folder: &Path) -> Journal {
@@ -28,7 +30,7 @@ fn open_with(folder: &Path, retention: Retention) -> Journal {
 /// Appends records as one batch; what was told.
 fn push(journal: &mut Journal, records: &[Record]) -> Vec<Report> {
     for record in records {
-        journal.push(record).expect("appended");
+        journal.push(&[*record]).expect("appended");
     }
     journal.settle().expect("settled")
 }
@@ -143,6 +145,34 @@ fn a_restart_between_two_finishes_goes_on_with_the_update() {
     assert_eq!(listed(folder), finished([1]));
 }
 
+#[test]
+fn a_journal_has_one_writer_and_any_number_of_readers() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let folder = folder.path();
+    let mut machine = Machine::new();
+    let mut journal = open(folder);
+    push(&mut journal, &machine.start());
+    push(&mut journal, &machine.update());
+    let Err(error) = Journal::open(folder, Retention::default()) else {
+        panic!("there are two writers");
+    };
+    let error = error.to_string();
+    let path = folder.to_str().expect("text");
+    assert!(
+        error.contains(path) && error.contains("--journal"),
+        "{error}"
+    );
+    assert_eq!(listed(folder), finished([1]));
+    // The next one waits for a moment.
+    let ends = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(100));
+        drop(journal);
+    });
+    let mut journal = open(folder);
+    ends.join().expect("ended");
+    assert_eq!(numbers(&push(&mut journal, &machine.update())), [2]);
+}
+
 /// lu ends after each record once, and the next one goes on from there.
 #[test]
 fn wherever_lu_ends_each_update_is_kept_once() {
@@ -183,7 +213,7 @@ fn what_the_new_kernels_clock_tells_later_is_kept_too() {
         (entries[0].blackout_ns.is_some(), entries[0].uncertainty_ns)
     };
     assert_eq!(uncertainty(), (true, None));
-    journal.push(&machine.anchor()).expect("appended");
+    journal.push(&[machine.anchor()]).expect("appended");
     journal.tick().expect("ticked");
     // It is not told twice.
     assert_eq!(journal.settle().expect("settled"), []);
@@ -373,6 +403,109 @@ fn files_stay_as_long_as_their_updates_are_not_in_the_history() {
     assert_eq!(report(folder, 1).outcome, Outcome::Finished);
 }
 
+fn join(journal: &mut Journal, found: &Found) -> Vec<Record> {
+    let mut new = Vec::new();
+    journal.join(found, &mut new).expect("joined");
+    new
+}
+
+/// What a recorder may hold: these records, each of whose time is its number.
+fn found(numbers: impl IntoIterator<Item = u64>) -> Found {
+    let record = |number| (number, Record::made(Kind::Open, number, [0; 64]));
+    Found {
+        run: 7,
+        records: numbers.into_iter().map(record).collect(),
+        senseless: 0,
+        last_beat: Record::made(Kind::LastBeat, 0, [0; 64]),
+    }
+}
+
+/// The times of the events in the files, and how many are missing.
+fn events(folder: &Path) -> (Vec<u64>, u64) {
+    let (mut times, mut lost) = (Vec::new(), 0);
+    let segments = segment::list(folder).expect("listed");
+    let torn = segment::replay(&segments, |record| {
+        lost += record.lost().unwrap_or(0);
+        if record.kind() == Some(Kind::Open) {
+            times.push(record.header.t_ns);
+        }
+    });
+    assert!(torn.expect("replayed").is_empty());
+    (times, lost)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn whatever_pieces_are_missing_each_record_is_joined_once_and_the_others_are_counted(
+        first in prop::collection::btree_set(0..60_u64, 0..60),
+        second in prop::collection::btree_set(0..60_u64, 0..60),
+    ) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut expected: Vec<u64> = Vec::new();
+        let mut end = 0;
+        // The second time the recorder tells otherwise what was lost, and the first beat has a number too.
+        for numbers in [&first, &first, &second] {
+            let new: Vec<u64> = numbers.iter().copied().filter(|number| *number >= end).collect();
+            let mut journal = open(folder.path());
+            let joined = join(&mut journal, &found(numbers.iter().copied()));
+            let events = joined.iter().filter(|record| record.kind() == Some(Kind::Open));
+            prop_assert!(events.map(|record| record.header.t_ns).eq(new.iter().copied()));
+            end = new.last().map_or(end, |last| last + 1) + 1;
+            expected.extend(new);
+        }
+        let (times, lost) = events(folder.path());
+        // Every number is that of an event, of a beat, or lost.
+        prop_assert_eq!(times.len() as u64 + 3 + lost, end);
+        prop_assert_eq!(times, expected);
+    }
+}
+
+const ROLE: &str = "LU_TEST_SMALL_FILES";
+
+/// What `a_recovery_that_fails_is_none_and_another_try_goes_on_from_there` starts in a process of its own, since the
+/// limit of a file's size is a process's; nothing elsewhere.
+#[test]
+fn joins_where_files_must_be_small() {
+    if std::env::var_os(ROLE).is_none() {
+        return;
+    }
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut journal = open(folder.path());
+    let (_, hard) = getrlimit(Resource::RLIMIT_FSIZE).expect("asked");
+    let found = found((0..10).chain(20..2000));
+    setrlimit(Resource::RLIMIT_FSIZE, 64 << 10, hard).expect("limited");
+    for expected in [10, 0] {
+        let mut new = Vec::new();
+        let error = journal.join(&found, &mut new).expect_err("too large");
+        assert!(error.to_string().contains("cannot write"), "{error}");
+        // The first stretch fits, and of the second nothing is left.
+        assert_eq!(new.len(), expected);
+        assert_eq!(events(folder.path()), ((0..10).collect(), 0));
+    }
+    setrlimit(Resource::RLIMIT_FSIZE, hard, hard).expect("lifted");
+    // Those that are missing, the records, the beat.
+    assert_eq!(join(&mut journal, &found).len(), 1 + 1980 + 1);
+    assert_eq!(journal.events().lost, 10);
+    assert_eq!(journal.events().seen, 1990);
+    assert_eq!(
+        events(folder.path()),
+        ((0..10).chain(20..2000).collect(), 10)
+    );
+}
+
+#[test]
+fn a_recovery_that_fails_is_none_and_another_try_goes_on_from_there() {
+    let script = "trap '' XFSZ; exec \"$0\" --exact joins_where_files_must_be_small";
+    let output = Command::new("sh")
+        .args(["-c", script])
+        .arg(std::env::current_exe().expect("this program"))
+        .env(ROLE, "")
+        .output()
+        .expect("sh starts");
+    assert!(output.status.success(), "{output:?}");
+}
+
 #[test]
 fn a_recovery_joins_no_record_twice_though_the_runs_oldest_files_are_gone() {
     let folder = tempfile::tempdir().expect("a folder");
@@ -383,7 +516,6 @@ fn a_recovery_joins_no_record_twice_though_the_runs_oldest_files_are_gone() {
     };
     let mut machine = Machine::new();
     let mut journal = open_with(folder, retention);
-    journal.begin().expect("begun");
     let run = journal.run();
     let mut records = machine.start();
     records.extend((0..150_000).map(|_| machine.refused_open()));
@@ -406,7 +538,7 @@ fn a_recovery_joins_no_record_twice_though_the_runs_oldest_files_are_gone() {
     };
     for again in [false, true] {
         let mut journal = open_with(folder, retention);
-        let new = journal.join(&recovered).expect("joined");
+        let new = join(&mut journal, &recovered);
         // Once it has all of it, another try brings the beat alone.
         let expected = if again { 0 } else { records.len() - on_disk };
         assert_eq!(new.len(), expected + 1);
@@ -425,7 +557,7 @@ fn a_recovery_joins_no_record_twice_though_the_runs_oldest_files_are_gone() {
         *number += behind;
     }
     let mut journal = open_with(folder, retention);
-    journal.join(&later).expect("joined");
+    join(&mut journal, &later);
     // Of seven numbers, one was the first beat and one the second.
     assert_eq!(journal.events().lost, 4);
     drop(journal);

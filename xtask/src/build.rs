@@ -21,40 +21,45 @@ pub fn cargo() -> Result<Command> {
 /// Builds the release binary and returns its path.
 pub fn lu() -> Result<PathBuf> {
     sh::say("building lu (release)");
-    executable(cargo()?, "lu-user", &["--bin", "lu"], "lu")
+    built("--bin", "lu")
 }
 
 /// The release binary and the example that plays the demo's clients.
 pub fn demo() -> Result<(PathBuf, PathBuf)> {
-    let example = executable(cargo()?, "lu-user", &["--example", "demo"], "demo")?;
+    let example = built("--example", "demo")?;
     Ok((lu()?, example))
 }
 
 /// The release binary and the example that fills a journal.
 pub fn updates() -> Result<(PathBuf, PathBuf)> {
-    let example = executable(cargo()?, "lu-user", &["--example", "updates"], "updates")?;
+    let example = built("--example", "updates")?;
     Ok((lu()?, example))
 }
 
 /// The release binary for a machine that has no libraries.
 pub fn lu_static() -> Result<PathBuf> {
     sh::say("building lu (release, static)");
-    linked_statically("lu-user", &["--bin", "lu"], "lu")
+    linked_statically(&["build", "--bin", "lu"], "lu-user", "lu")
 }
 
 /// One of the examples, for a guest.
 pub fn static_example(name: &str) -> Result<PathBuf> {
-    linked_statically("lu-user", &["--example", name], name)
+    linked_statically(&["build", "--example", name], "lu-user", name)
+}
+
+/// The unit tests of lu, for a guest.
+pub fn static_unit_tests() -> Result<PathBuf> {
+    linked_statically(&["test", "--no-run", "--lib"], "lu-user", "lu_user")
 }
 
 /// PID 1 of the lab's guest.
 pub fn lab_init() -> Result<PathBuf> {
-    linked_statically("xtask", &["--bin", "lab-init"], "lab-init")
+    linked_statically(&["build", "--bin", "lab-init"], "xtask", "lab-init")
 }
 
 /// Builds for the host's own target by name: only then do the flags not reach build scripts, which could
 /// not load their procedural macros if they were static.
-fn linked_statically(package: &str, target: &[&str], name: &str) -> Result<PathBuf> {
+fn linked_statically(command_and_target: &[&str], package: &str, name: &str) -> Result<PathBuf> {
     let host = setup::rustc_field("host")?;
     let mut command = cargo()?;
     command
@@ -68,16 +73,22 @@ fn linked_statically(package: &str, target: &[&str], name: &str) -> Result<PathB
         // These would win over the line above.
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
-    let target: Vec<&str> = target.iter().copied().chain(["--target", &*host]).collect();
-    executable(command, package, &target, name)
+    command.args(command_and_target).args(["--target", &*host]);
+    executable(command, package, name)
 }
 
-fn executable(mut cargo: Command, package: &str, target: &[&str], name: &str) -> Result<PathBuf> {
+/// One of lu's programs, for this machine.
+fn built(kind: &str, name: &str) -> Result<PathBuf> {
+    let mut command = cargo()?;
+    command.args(["build", kind, name]);
+    executable(command, "lu-user", name)
+}
+
+fn executable(mut cargo: Command, package: &str, name: &str) -> Result<PathBuf> {
     let messages = sh::read(
         cargo
-            .args(["build", "--release", "--package", package])
-            .args(target)
-            .arg("--message-format=json-render-diagnostics"),
+            .args(["--release", "--package", package])
+            .args(["--message-format=json-render-diagnostics"]),
     )?;
     messages
         .lines()

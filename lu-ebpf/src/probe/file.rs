@@ -62,8 +62,12 @@ fn set_object(call: &mut Call, file: u64) {
     // SAFETY: the reference is valid for writes.
     unsafe { place.write_volatile(file) };
     // SAFETY: and for reads.
-    call.object = call::object(unsafe { place.read_volatile() });
-    call.known |= known::OBJECT;
+    let file = unsafe { place.read_volatile() };
+    // No file is nothing that records could have in common.
+    if file != 0 {
+        call.object = call::object(file);
+        call.known |= known::OBJECT;
+    }
 }
 
 /// `int luo_register_file(u64 token, int fd)`, v3 patch 14.

@@ -22,7 +22,7 @@ fn send_entry<E: Entry>(entry: &E, kind: Kind, t_ns: u64, with_call: bool) {
     call::send::<E::Orchestrator>(context, &stamp, call);
 }
 
-/// `long __x64_sys_reboot(const struct pt_regs *)`: who reboots, and how it failed. Its beginning is told by
+/// `long __x64_sys_reboot(const struct pt_regs *)`, on arm64 `__arm64_sys_reboot`: who reboots, and how it failed. Its beginning is told by
 /// [`Reboot`], because anybody may call it, and only then has it been let through.
 pub struct SysReboot;
 
@@ -43,6 +43,7 @@ impl Handler for SysReboot {
 }
 
 /// `int liveupdate_reboot(void)`, v3 patch 10 and Linux 7.3. It sends at the entry too: what follows may never return.
+/// Where reboot(2) has no hook the steps that follow are told as parts of this one.
 pub struct Reboot;
 
 impl Handler for Reboot {
@@ -51,6 +52,8 @@ impl Handler for Reboot {
         let kexec = call::context().and_then(|context| context.entered(0, Kind::Kexec));
         if let Some(t_ns) = kexec {
             send_entry(entry, Kind::Kexec, t_ns, false);
+        } else {
+            call::begin::<E::Orchestrator>(Kind::Reboot, None, 0);
         }
         call::enter::<E::Orchestrator>(LEVEL, Kind::Reboot, 0);
         send_entry(entry, Kind::Reboot, call::now(), true);
@@ -58,6 +61,14 @@ impl Handler for Reboot {
 
     fn exit<X: Exit>(exit: &X) {
         send(LEVEL, Kind::Reboot, exit, exit.ret());
+        // Then nothing follows.
+        if exit.ret() as i32 != 0
+            && let Some(context) = call::context()
+            && context.entered(0, Kind::Reboot).is_some()
+        {
+            call::leave(0, Kind::Reboot);
+            context.end(0);
+        }
     }
 }
 

@@ -146,7 +146,7 @@ macro_rules! sets {
                 send(LEVEL, Kind::$kind, exit, ret(exit));
                 // Within reboot(2) the next one's turn comes.
                 if let Some(context) = call::context()
-                    && context.entered(0, Kind::Kexec).is_some()
+                    && context.is_kexec()
                 {
                     context.call.known &= !known::SESSION;
                 }

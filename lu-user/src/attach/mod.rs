@@ -3,6 +3,7 @@
 pub mod allowed;
 mod kernel;
 mod plan;
+pub mod skipped;
 mod symbols;
 mod types;
 
@@ -11,23 +12,28 @@ use std::path::Path;
 
 use aya::maps::{Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeScope};
-use aya::programs::{Program, ProgramError, UProbe};
+use aya::programs::{Program, ProgramError, ProgramFd, UProbe};
 use aya::{Ebpf, EbpfError, EbpfLoader};
-use lu_common::event::{self, Counters};
+use lu_common::event::{self, Counters, FileKind, Record};
 use lu_common::layout::{FILE_OPERATIONS_MAX, Offsets};
 use lu_common::uapi::Interface;
 
 pub use kernel::{interface_of, place};
 pub use plan::{Detail, Hook, Place, hooks};
+pub(crate) use symbols::addresses;
 pub use types::Types;
 
 use crate::orchestrator::Orchestrator;
 
 /// The compiled BPF programs.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lu.bpf.o"));
+pub(crate) static OBJECT: &[u8] =
+    aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lu.bpf.o"));
 
-/// The ring buffer's size unless told otherwise, in bytes: 32,768 records.
+/// The ring buffer's size unless told otherwise, in bytes: some 30,000 records.
 pub const RING_BUFFER: u64 = 4 << 20;
+
+/// What the kernel puts before each record there, in bytes (`BPF_RINGBUF_HDR_SZ`).
+const RING_BUFFER_HEADER: usize = 8;
 
 /// Why nothing can be watched.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +59,7 @@ pub enum Error {
 }
 
 /// An error with its causes, in one line. What the verifier said goes to the log, but for its conclusion.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -113,6 +119,8 @@ pub struct Attached {
     pub unknown_members: Vec<(&'static str, &'static str)>,
     /// Where the records come.
     pub events: RingBuf<MapData>,
+    /// How many have room there.
+    pub capacity: usize,
     /// Readable once reboot(KEXEC) is under way: nobody may sleep any more.
     pub alarm: RingBuf<MapData>,
     /// What was made and what was lost.
@@ -135,6 +143,27 @@ impl Attached {
             .iter()
             .filter(|outcome| outcome.attached.is_ok())
             .count()
+    }
+
+    /// The programs on the kernel's functions to ask which of their runs were skipped. Where the program at an
+    /// entry was, the one at the exit misses it and counts ([`Counters::no_entry`]); so these are the others.
+    pub fn asked_for_skips(&self) -> impl Iterator<Item = &ProgramFd> {
+        self.coverage.iter().flat_map(|outcome| {
+            let (entry, exit) = match outcome.attached {
+                Ok("fentry") => ("fentry", "fexit"),
+                Ok("kprobe") => ("kprobe", "kretprobe"),
+                // The kernel runs programs of uprobes within each other.
+                _ => return Vec::new(),
+            };
+            let hook = outcome.hook;
+            [(entry, !hook.exit_misses_entry()), (exit, true)]
+                .into_iter()
+                .filter(|(_, wanted)| *wanted)
+                .filter_map(|(way, _)| self.programs.program(&format!("{way}_{}", hook.program)))
+                // Not every hook has both.
+                .filter_map(|program| program.fd().ok())
+                .collect()
+        })
     }
 
     /// The hooks that are not, and why.
@@ -171,9 +200,7 @@ pub fn attach(
     let kinds = place
         .as_ref()
         .map_or(&[][..], |place| &place.file_operations);
-    for (slot, (address, kind)) in operations.chunks_mut(2).zip(kinds) {
-        slot.copy_from_slice(&[*address, *kind as u64]);
-    }
+    fill_operations(&mut operations, kinds);
     let mut ebpf = EbpfLoader::new()
         // The programs need nothing of the kernel's types, and reading them takes a tenth of a second.
         .btf(None)
@@ -205,9 +232,17 @@ pub fn attach(
         coverage,
         unknown_members,
         events,
+        capacity: size as usize / (RING_BUFFER_HEADER + size_of::<Record>()),
         alarm,
         counters,
     })
+}
+
+/// Where programs look up kinds of files: address, kind, address, kind, …
+pub(crate) fn fill_operations(slots: &mut [u64], kinds: &[(u64, FileKind)]) {
+    for (slot, (address, kind)) in slots.chunks_mut(2).zip(kinds) {
+        slot.copy_from_slice(&[*address, *kind as u64]);
+    }
 }
 
 /// A number that nobody can foresee: with it records name files without telling the kernel's addresses.

@@ -73,6 +73,9 @@ macro_rules! options {
     ($hook:expr, callback $(, $rest:ident)*) => {
         options!(Hook { detail: Detail::Callbacks, ..$hook } $(, $rest)*)
     };
+    ($hook:expr, system_call $(, $rest:ident)*) => {
+        options!(Hook { function: SYS_REBOOT, ..$hook } $(, $rest)*)
+    };
     ($hook:expr, kernel $(, $rest:ident)*) => {
         options!(Hook { place: Place::Kernel, ..$hook } $(, $rest)*)
     };
@@ -80,6 +83,13 @@ macro_rules! options {
         options!(Hook { place: Place::Emulated, ..$hook } $(, $rest)*)
     };
 }
+
+/// reboot(2), as the kernel calls it on this architecture (`arch/*/include/asm/syscall_wrapper.h`).
+const SYS_REBOOT: &str = if cfg!(target_arch = "aarch64") {
+    "__arm64_sys_reboot"
+} else {
+    "__x64_sys_reboot"
+};
 
 /// Every hook of the v3 interface.
 const V3: &[Hook] = hooks! {
@@ -101,8 +111,8 @@ const V3: &[Hook] = hooks! {
     luo_freeze("int (void)"), freeze: "the freeze phase, the start of the blackout";
     luo_cancel("int (void)"), cancel: "cancelled updates";
     luo_finish("int (void)"), finish: "the finish phase";
-    __x64_sys_reboot("long (const struct pt_regs *)"), sys_reboot:
-        "who reboots, and how a kexec failed";
+    sys_reboot("long (const struct pt_regs *)"), sys_reboot:
+        "who reboots, and how a kexec failed", system_call;
     liveupdate_reboot("int (void)"), reboot: "the kexec, and one that failed";
     machine_kexec("void (struct kimage *)"), jump: "the end of the old kernel", entry_only;
     luo_startup("int (void)"), boot: "the start of the new kernel", emulated;
@@ -154,8 +164,8 @@ const SESSIONS: &[Hook] = hooks! {
         "finish time of each memfd", callback;
     memfd_luo_unpreserve("void (struct liveupdate_file_op_args *)"), op_unpreserve:
         "time to take each memfd back", callback;
-    __x64_sys_reboot("long (const struct pt_regs *)"), sys_reboot:
-        "who reboots, how a kexec failed, the start of the blackout";
+    sys_reboot("long (const struct pt_regs *)"), sys_reboot:
+        "who reboots, how a kexec failed, the start of the blackout", system_call;
     liveupdate_reboot("int (void)"), reboot: "the freeze as a whole, and one that failed";
     kernel_restart_prepare("void (char *)"), restart_prepare: "reboot notifiers", kernel;
     device_shutdown("void (void)"), device_shutdown: "the devices' shutdown", kernel;
@@ -190,6 +200,13 @@ impl Hook {
     #[must_use]
     pub const fn is_emulated(&self) -> bool {
         !matches!(self.place, Place::Kernel)
+    }
+
+    /// Whether the program at the exit counts it where the one at the entry was not run. That of reboot(2) does
+    /// not: of other commands than KEXEC nothing is remembered.
+    #[must_use]
+    pub fn exit_misses_entry(&self) -> bool {
+        self.exit && !self.at_exit && self.program != "sys_reboot"
     }
 
     /// The symbol of the function in the emulated orchestrator. One program has both interfaces, and some

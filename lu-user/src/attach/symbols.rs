@@ -54,6 +54,23 @@ pub fn file_operations() -> Vec<(u64, FileKind)> {
         .collect()
 }
 
+/// The addresses of some of the running kernel's symbols; 0 where the kernel does not tell.
+pub fn addresses<const N: usize>(names: [&str; N]) -> [u64; N] {
+    let text = std::fs::read_to_string(KALLSYMS).unwrap_or_default();
+    let mut addresses = [0; N];
+    for line in text.lines() {
+        let mut words = line.split_ascii_whitespace();
+        let (Some(address), Some(_), Some(name)) = (words.next(), words.next(), words.next())
+        else {
+            continue;
+        };
+        if let Some(index) = names.iter().position(|wanted| *wanted == name) {
+            addresses[index] = u64::from_str_radix(address, 16).unwrap_or(0);
+        }
+    }
+    addresses
+}
+
 /// Offsets in the file of the functions that hooks are for.
 pub struct Symbols {
     offsets: BTreeMap<String, u64>,

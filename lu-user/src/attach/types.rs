@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 
 use btfparse::{Offset, Readable, TypeInformation, TypeVariant};
-use lu_common::layout::Offsets;
+use lu_common::layout::{Asked, Offsets};
 
 use super::allowed::BTF;
 
@@ -52,6 +52,12 @@ impl Types {
     #[must_use]
     pub fn offsets(&self) -> Offsets {
         Offsets::read(|of, member| self.offset(of, member))
+    }
+
+    /// Offsets of what the policy's programs read besides.
+    #[must_use]
+    pub fn asked_offsets(&self) -> Asked {
+        Asked::read(|of, member| self.offset(of, member))
     }
 
     /// Whether there is a function of this name.

@@ -17,6 +17,7 @@ use nix::errno::Errno;
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, fork, pipe, setsid};
 use serde::Serialize;
+use signal_hook::consts::SIGHUP;
 
 use super::stop;
 
@@ -115,7 +116,7 @@ impl Args {
 
     /// All of it; `ready` is called once it beats and the gap is told.
     fn sing(&self, mut ready: impl FnMut() -> Result<()>) -> Result<ExitCode> {
-        let stop = stop::on_signals()?;
+        let stop = stop::on_signals(&[SIGHUP])?;
         let resumed = match Canary::resume(&stop) {
             Ok(resumed) => Some(resumed),
             Err(Error::Nothing) if !self.resume => None,

@@ -5,7 +5,10 @@ mod ctl;
 mod doctor;
 mod emulate;
 mod gate;
+mod guard;
 mod history;
+mod in_force;
+mod policy;
 mod report;
 mod run;
 mod stop;
@@ -33,6 +36,7 @@ use clap::{Parser, Subcommand};
                   lu history --journal /var/lib/lu  all of them\n  \
                   lu gate                           whether a live update may begin now\n  \
                   lu canary                         before and after a kexec: how long a workload is dark\n  \
+                  lu policy check policy.toml       a policy, before it is enforced\n  \
                   lu emulate -- ./my-vmm            a program with an orchestrator of its own"
 )]
 struct Lu {
@@ -50,6 +54,7 @@ enum Command {
     Doctor(doctor::Args),
     Emulate(emulate::Args),
     Canary(canary::Args),
+    Policy(policy::Args),
     Ctl(ctl::Args),
 }
 
@@ -69,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => args.run(),
         Command::Emulate(args) => args.run(),
         Command::Canary(args) => args.run(),
+        Command::Policy(args) => args.run(),
         Command::Ctl(args) => args.run(),
     };
     done.unwrap_or_else(|error| {

@@ -1,11 +1,13 @@
 //! `lu run`.
 
+use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+use aya::maps::{MapData, RingBuf};
 use bytesize::ByteSize;
 use lu_common::event::{Kind, Record};
 use lu_user::audit::{Audit, Rotation};
@@ -16,6 +18,7 @@ use lu_user::journal::{self, Journal, Retention, boot, clocks};
 use lu_user::orchestrator::Orchestrator;
 use lu_user::reboot_cpu::OffRebootCpu;
 
+use super::guard::Guard;
 use super::trace::Printer;
 use super::watch::{Sink, Watch, tell};
 
@@ -25,7 +28,9 @@ use super::watch::{Sink, Watch, tell};
 /// kernel's orchestrator what is seen is recorded in memory too, preserved in a session called lu-recorder, so that lu in the new kernel joins
 /// both halves of an update; the device is held for the moment of its creation alone.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  lu run\n  lu run --journal /tmp/lu --trace")]
+#[command(
+    after_help = "Examples:\n  lu run\n  lu run --journal /tmp/lu --trace\n  lu run --policy /etc/lu/policy.toml"
+)]
 pub struct Args {
     /// Where the journal is.
     #[arg(long, value_name = "DIR", default_value = journal::FOLDER)]
@@ -47,6 +52,10 @@ pub struct Args {
     /// a file is there again as far as it has reached the disk.
     #[arg(long, value_name = "PLACE", default_value = "auto")]
     recorder_in: RecorderIn,
+    /// Put a policy in force, as docs/policy.md tells; SIGHUP reads it again. Where a rule of it is enforced lu does not
+    /// start unless a request that must be refused was.
+    #[arg(long, value_name = "FILE")]
+    policy: Option<PathBuf>,
     /// Write a line of JSON for each request that a policy refuses, or would have refused, and for each policy
     /// that is loaded; to the system's journal too, where there is one. FILE belongs to us alone (mode 0600).
     #[arg(long, value_name = "FILE")]
@@ -101,10 +110,19 @@ impl Args {
             audit: self.open_audit()?,
             printer: self.trace.then(|| Printer::new(false)),
             urgent: None,
-            deferred: Vec::new(),
+            waiting: Vec::new(),
+            held: VecDeque::new(),
+            has_told: false,
+            policy: self.policy.clone(),
+            guard: None,
         };
-        let losses = self.watch.watch(&mut run)?;
+        let watched = self.watch.watch(&mut run);
+        run.let_go();
         run.say_problems();
+        let losses = watched?;
+        if let Some(untold) = run.guard.as_ref().and_then(Guard::untold) {
+            eprintln!("lu: {untold}");
+        }
         let events = run.journal.events();
         eprintln!(
             "lu: {} events in {}, {}",
@@ -131,7 +149,7 @@ impl Args {
 const URGENT: Duration = Duration::from_mins(1);
 
 /// How many records may wait meanwhile.
-const DEFERRED: usize = 1 << 20;
+const WAITING: usize = 1 << 20;
 
 struct Run {
     /// The clocks at the start: attaching takes long enough to know the counter's frequency by, should the
@@ -146,9 +164,16 @@ struct Run {
     audit: Option<Audit>,
     printer: Option<Printer>,
     urgent: Option<Urgent>,
-    /// What goes to the journal and the terminal once there is time again: both may block for ever on a
-    /// device that is shut down.
-    deferred: Vec<Record>,
+    /// What goes to the journal and the terminal when the batch is over, and there is time: both may block for ever on
+    /// a device that is shut down. It comes behind what is held.
+    waiting: Vec<Record>,
+    /// What earlier lus recorded and the journal does not have yet.
+    held: VecDeque<Found>,
+    /// Whether it was told why.
+    has_told: bool,
+    /// The policy's file.
+    policy: Option<PathBuf>,
+    guard: Option<Guard>,
 }
 
 /// This kernel is about to go.
@@ -161,49 +186,92 @@ struct Urgent {
 }
 
 impl Run {
-    /// What an earlier lu recorded comes first, as far as the journal does not have it. It is let go only once
-    /// it is in the journal.
-    fn recover(&mut self, found: Found) -> Result<()> {
-        let recovered = match &found.contents {
-            Ok(recovered) => recovered,
-            Err(error) => {
+    /// What earlier lus recorded comes first, as far as the journal does not have it. It is let go only once it is
+    /// in the journal, which is tried again at each tick.
+    fn recover(&mut self) -> Result<()> {
+        while let Some(found) = self.held.front() {
+            let Some(recovered) = &found.contents else {
+                self.held.pop_front();
+                continue;
+            };
+            let mut new = Vec::new();
+            let joined = self.journal.join(recovered, &mut new);
+            show(&mut self.audit, &mut self.printer, &new)?;
+            let place = shown(found.place);
+            let events = new.iter().filter(|record| record.is_from_hook()).count();
+            if events > 0 || recovered.senseless > 0 {
                 eprintln!(
-                    "lu: what was recorded in {} is lost: {error}",
-                    shown(found.place)
+                    "lu: {events} events from before, in {place}{}",
+                    match recovered.senseless {
+                        0 => String::new(),
+                        count => format!("; {count} that make no sense are left out"),
+                    }
                 );
+            }
+            if let Err(error) = joined {
+                if !self.has_told {
+                    self.has_told = true;
+                    eprintln!(
+                        "lu: what was recorded in {place} stays there, since it cannot be written to the journal: \
+                         {error}; what is seen meanwhile waits in memory, and lu tries again"
+                    );
+                }
                 return Ok(());
             }
-        };
-        let joined = self.journal.join(recovered)?;
-        for record in &joined {
-            if let Some(audit) = &mut self.audit {
-                audit.push(record);
+            if let Some(Err(error)) = self.held.pop_front().map(Found::release) {
+                eprintln!("lu: it stays in {place}: {error}");
             }
-            if let Some(printer) = &mut self.printer {
-                printer.record(record)?;
-            }
-        }
-        let joined = joined.iter().filter(|record| record.is_from_hook()).count();
-        if joined > 0 || recovered.senseless > 0 {
-            eprintln!(
-                "lu: {joined} events from before, in {}{}",
-                shown(found.place),
-                match recovered.senseless {
-                    0 => String::new(),
-                    count => format!("; {count} that make no sense are left out"),
-                }
-            );
-        }
-        let place = found.place;
-        if let Err(error) = found.release() {
-            eprintln!("lu: it stays in {}: {error}", shown(place));
         }
         Ok(())
+    }
+
+    /// Takes over what was found, and says what of it cannot be read.
+    fn hold(&mut self, found: Found) {
+        let place = shown(found.place);
+        if let Some(error) = found.bad.first() {
+            match &found.contents {
+                None => eprintln!("lu: what was recorded in {place} is lost: {error}"),
+                Some(_) => eprintln!(
+                    "lu: {} pieces of what was recorded in {place} are lost, the first of them: {error}",
+                    found.bad.len()
+                ),
+            }
+        }
+        self.held.push_back(found);
+    }
+
+    /// Tries for the last time, and says what is lost with what is held.
+    fn let_go(&mut self) {
+        if let Err(error) = self.recover() {
+            eprintln!("lu: {error}");
+        }
+        for found in std::mem::take(&mut self.held) {
+            let place = shown(found.place);
+            match found.place {
+                Place::Session => eprintln!(
+                    "lu: what was recorded in {place} is lost: the journal does not have it, and the kernel \
+                     finishes a session that is closed"
+                ),
+                Place::Store | Place::File => eprintln!(
+                    "lu: what was recorded in {place} stays there for the next lu run, which has to come to it \
+                     before the next kexec"
+                ),
+            }
+        }
     }
 
     /// In the first place where it can be had.
     fn begin_recorder(&mut self, stop: &AtomicBool) -> Result<()> {
         for place in self.recorder_in.places() {
+            // The new kernel's session is another one; all else would be written over.
+            let is_taken = |found: &Found| found.place == *place && *place != Place::Session;
+            if self.held.iter().any(is_taken) {
+                eprintln!(
+                    "lu: no flight recorder in {}: what is there is not in the journal yet",
+                    shown(*place)
+                );
+                continue;
+            }
             let made = Recorder::create(
                 *place,
                 self.journal.run(),
@@ -230,26 +298,29 @@ impl Run {
         Ok(())
     }
 
-    fn note(&mut self, record: &Record) -> Result<()> {
+    /// Into memory alone, until the batch is over.
+    fn note(&mut self, record: &Record) {
         if let Some(recorder) = &mut self.recorder {
             recorder.append(record);
         }
-        self.keep(record)
+        self.waiting.push(*record);
     }
 
-    /// While nobody may sleep: into memory alone.
-    fn defer(&mut self, record: &Record) {
-        if let Some(recorder) = &mut self.recorder {
-            recorder.append(record);
-        }
-        self.deferred.push(*record);
+    /// Whether a kexec begins that reboot(2) did not tell of, since it has no hook.
+    fn begins_unannounced(&self, record: &Record) -> bool {
+        record.kind() == Some(Kind::Reboot)
+            && !record.is_emulated()
+            && !record.is_exit()
+            && self
+                .urgent
+                .as_ref()
+                .is_none_or(|urgent| urgent.by != record.header.tid)
     }
 
-    /// The reboots that were refused meanwhile, as one.
-    fn note_refusals(&mut self) -> Result<()> {
-        match self.refusals.take() {
-            Some(record) => self.note(&record),
-            None => Ok(()),
+    /// The reboots that were refused meanwhile, as one for each errno.
+    fn note_refusals(&mut self) {
+        for refused in self.refusals.take() {
+            self.note(&refused);
         }
     }
 
@@ -261,27 +332,38 @@ impl Run {
             eprintln!("lu: {problem}");
         }
     }
-
-    fn keep(&mut self, record: &Record) -> Result<()> {
-        self.journal.push(record)?;
-        if let Some(audit) = &mut self.audit {
-            audit.push(record);
-        }
-        if let Some(printer) = &mut self.printer {
-            printer.record(record)?;
-        }
-        Ok(())
-    }
 }
 
 impl Sink for Run {
+    fn enforce(&mut self, orchestrators: &[Orchestrator]) -> Result<Option<RingBuf<MapData>>> {
+        let Some(path) = &self.policy else {
+            return Ok(None);
+        };
+        let mut guard = Guard::new(path.clone(), orchestrators)?;
+        let verdicts = guard.take_verdicts();
+        self.guard = Some(guard);
+        Ok(verdicts)
+    }
+
+    fn can_reload(&self) -> bool {
+        self.policy.is_some()
+    }
+
+    fn reload(&mut self) -> Result<()> {
+        let records = self.guard.as_mut().map(Guard::reload);
+        for record in records.into_iter().flatten() {
+            self.note(&record);
+        }
+        Ok(())
+    }
+
     fn begin(&mut self, orchestrators: &[Orchestrator], stop: &AtomicBool) -> Result<()> {
         // The emulated orchestrator's kexec ends its clients, not us.
         let in_kernel = orchestrators.contains(&Orchestrator::Kernel);
         if in_kernel {
             for found in recorder::recover(&self.folder, stop) {
                 match found {
-                    Ok(found) => self.recover(found)?,
+                    Ok(found) => self.hold(found),
                     Err(error) => {
                         eprintln!(
                             "lu: there may be a flight recorder that cannot be read: {error}"
@@ -290,35 +372,34 @@ impl Sink for Run {
                 }
             }
         }
-        // What comes now sorts behind it.
-        self.journal.begin()?;
+        self.recover()?;
         self.say_problems();
         if in_kernel {
             self.begin_recorder(stop)?;
         }
-        self.note(&clocks::kernel())?;
+        self.note(&clocks::kernel());
         if let Some(handover) = boot::handover() {
-            self.note(&handover)?;
+            self.note(&handover);
         }
         let born = self.born;
-        self.note(&born)?;
-        self.note(&clocks::anchor())
+        self.note(&born);
+        self.note(&clocks::anchor());
+        let records = self.guard.as_ref().map(Guard::records);
+        for record in records.into_iter().flatten() {
+            self.note(&record);
+        }
+        Ok(())
     }
 
     fn record(&mut self, record: &Record) -> Result<()> {
         let kexec = record.kind() == Some(Kind::Kexec) && !record.is_emulated();
-        // What was let through may fail with the same errno.
-        let through = self.urgent.as_ref().map(|urgent| urgent.by);
-        let refused = kexec && Refusals::is_one(record) && through != Some(record.header.tid);
-        if refused && !self.refusals.push(record) {
+        if !self.refusals.push(record) {
             // One of many, which are kept as one.
-        } else if kexec && !record.is_exit() {
-            if self.urgent.is_none()
-                && let Some(refused) = self.refusals.take()
-            {
-                self.defer(&refused);
+        } else if kexec && !record.is_exit() || self.begins_unannounced(record) {
+            if self.urgent.is_none() {
+                self.note_refusals();
             }
-            self.defer(record);
+            self.note(record);
             // The one before gives its CPUs back first.
             self.urgent = None;
             self.urgent = Some(Urgent {
@@ -327,28 +408,29 @@ impl Sink for Run {
                 _elsewhere: OffRebootCpu::new(),
             });
             // The nearer the reading is to the jump, the less the clocks have drifted apart.
-            self.defer(&clocks::anchor());
+            self.note(&clocks::anchor());
             self.beat();
-        } else if self.urgent.is_some() || !self.deferred.is_empty() {
-            // What waits comes first.
-            self.defer(record);
         } else {
-            self.note(record)?;
+            self.note(record);
         }
-        let is_back =
-            |urgent: &mut Urgent| kexec && record.is_exit() && urgent.by == record.header.tid;
+        // A freeze that fails is the end of it, also where reboot(2) has no hook.
+        let failed = record.kind() == Some(Kind::Reboot) && record.errno().is_some();
+        let is_back = |urgent: &mut Urgent| {
+            (kexec && record.is_exit() || failed) && urgent.by == record.header.tid
+        };
         self.urgent.take_if(is_back);
         Ok(())
     }
 
     fn tick(&mut self) -> Result<()> {
-        self.note_refusals()?;
-        self.note(&clocks::anchor())?;
+        self.note_refusals();
+        self.note(&clocks::anchor());
+        self.recover()?;
         Ok(self.journal.tick()?)
     }
 
     fn is_urgent(&self) -> bool {
-        self.deferred.len() < DEFERRED
+        self.waiting.len() < WAITING
             && self
                 .urgent
                 .as_ref()
@@ -362,14 +444,25 @@ impl Sink for Run {
     }
 
     fn end(&mut self) -> Result<()> {
-        self.tick()
+        // What waits comes first.
+        self.settle()?;
+        self.tick()?;
+        self.let_go();
+        self.settle()?;
+        Ok(self.journal.sync()?)
     }
 
     fn settle(&mut self) -> Result<()> {
         self.urgent = None;
-        for record in std::mem::take(&mut self.deferred) {
-            self.keep(&record)?;
+        if self.waiting.len() >= WAITING {
+            self.let_go();
         }
+        if !self.held.is_empty() {
+            return Ok(());
+        }
+        let batch = std::mem::take(&mut self.waiting);
+        self.journal.push(&batch)?;
+        show(&mut self.audit, &mut self.printer, &batch)?;
         let ended = self.journal.settle()?;
         if let Some(printer) = &mut self.printer {
             printer.settle()?;
@@ -394,11 +487,155 @@ impl Sink for Run {
     }
 }
 
+/// Prints records, and audits those that are to be. They are in the journal.
+fn show(
+    audit: &mut Option<Audit>,
+    printer: &mut Option<Printer>,
+    records: &[Record],
+) -> Result<()> {
+    for record in records {
+        if let Some(audit) = audit {
+            audit.push(record);
+        }
+        if let Some(printer) = printer {
+            printer.record(record)?;
+        }
+    }
+    Ok(())
+}
+
 /// A place, for people.
 const fn shown(place: Place) -> &'static str {
     match place {
         Place::Session => "session lu-recorder",
         Place::Store => "the service manager's store",
         Place::File => "the journal's folder",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+
+    fn run(folder: &Path) -> Run {
+        Run {
+            born: clocks::anchor(),
+            folder: folder.into(),
+            journal: Journal::open(folder, Retention::default()).expect("a journal"),
+            refusals: Refusals::default(),
+            recorder: None,
+            recorder_size: ByteSize(recorder::SIZE),
+            recorder_in: RecorderIn::File,
+            printer: None,
+            urgent: None,
+            waiting: Vec::new(),
+            held: VecDeque::new(),
+            has_told: false,
+            policy: None,
+            guard: None,
+        }
+    }
+
+    /// What the journal has, by kind and time, without the readings of the clocks.
+    fn kept(folder: &Path) -> Vec<(Kind, u64)> {
+        let mut kept = Vec::new();
+        journal::read::records(folder, |record| {
+            kept.extend(record.kind().map(|kind| (kind, record.header.t_ns)));
+        })
+        .expect("read");
+        kept.retain(|(kind, _)| matches!(kind, Kind::Open | Kind::Kexec | Kind::LastBeat));
+        kept
+    }
+
+    fn open(t_ns: u64) -> Record {
+        Record::made(Kind::Open, t_ns, [0; 64])
+    }
+
+    /// What an earlier lu has left in the journal's folder.
+    fn left(folder: &Path) -> Found {
+        let go_on = AtomicBool::new(false);
+        let mut recorder =
+            Recorder::create(Place::File, 7, 1 << 20, folder, &go_on).expect("a recorder");
+        for t_ns in 1..=3 {
+            recorder.append(&open(t_ns));
+        }
+        let mut found = recorder::recover(folder, &go_on);
+        found.remove(0).expect("found")
+    }
+
+    const RECORDER: &str = "recorder";
+
+    #[test]
+    fn what_cannot_be_joined_is_held_until_it_can_be_and_what_is_seen_waits_behind_it() {
+        let root = tempfile::tempdir().expect("a folder");
+        let [folder, away] = ["journal", "away"].map(|name| root.path().join(name));
+        let mut run = run(&folder);
+        let found = left(&folder);
+        fs::rename(&folder, &away).expect("renamed");
+        run.hold(found);
+        run.recover().expect("told");
+        for t_ns in [11, 12] {
+            run.record(&open(t_ns)).expect("taken");
+            run.tick().expect("tried again");
+            run.settle().expect("waits");
+        }
+        assert_eq!(run.held.len(), 1);
+        fs::rename(&away, &folder).expect("renamed");
+        assert!(journal::segment::list(&folder).is_ok_and(|files| files.is_empty()));
+        assert!(folder.join(RECORDER).exists());
+        run.tick().expect("joined");
+        assert!(run.held.is_empty() && !folder.join(RECORDER).exists());
+        run.record(&open(13)).expect("taken");
+        run.settle().expect("settled");
+        let mut kept = kept(&folder);
+        kept.retain(|(kind, _)| *kind == Kind::Open);
+        let times: Vec<u64> = kept.into_iter().map(|(_, t_ns)| t_ns).collect();
+        assert_eq!(times, [1, 2, 3, 11, 12, 13]);
+    }
+
+    #[test]
+    fn at_its_end_it_tries_once_more_and_else_keeps_what_was_seen() {
+        for is_back in [true, false] {
+            let root = tempfile::tempdir().expect("a folder");
+            let [folder, away] = ["journal", "away"].map(|name| root.path().join(name));
+            let mut run = run(&folder);
+            let found = left(&folder);
+            fs::rename(&folder, &away).expect("renamed");
+            run.hold(found);
+            run.recover().expect("told");
+            run.record(&open(11)).expect("taken");
+            if is_back {
+                fs::rename(&away, &folder).expect("renamed");
+                run.end().expect("ended");
+                assert_eq!(kept(&folder).len(), 5);
+                assert!(!folder.join(RECORDER).exists());
+            } else {
+                // Another journal has to do.
+                run.let_go();
+                assert!(run.held.is_empty());
+                fs::create_dir(&folder).expect("made");
+                run.end().expect("ended");
+                assert_eq!(kept(&folder), [(Kind::Open, 11)]);
+                assert!(away.join(RECORDER).exists());
+            }
+        }
+    }
+
+    #[test]
+    fn what_waits_for_the_end_of_a_kexec_comes_before_the_last_reading_of_the_clocks() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let mut run = run(folder.path());
+        let mut kexec = Record::made(Kind::Kexec, 1, [0; 64]);
+        kexec.header.tid = 5;
+        run.record(&kexec).expect("taken");
+        run.record(&open(2)).expect("taken");
+        run.end().expect("ended");
+        let mut kinds = Vec::new();
+        journal::read::records(folder.path(), |record| kinds.extend(record.kind())).expect("read");
+        let expected = [Kind::Kexec, Kind::Anchor, Kind::Open, Kind::Anchor];
+        assert!(kinds.ends_with(&expected), "{kinds:?}");
     }
 }

@@ -5,13 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use aya::maps::{MapData, RingBuf};
 use bytesize::ByteSize;
-use caps::CapSet;
+use caps::{CapSet, Capability, CapsHashSet};
 use lu_common::event::Record;
 use lu_common::uapi::Interface;
 use lu_user::attach::{self, Attached, Detail, RING_BUFFER};
 use lu_user::collect::{Collector, Losses};
 use lu_user::orchestrator::{self, Orchestrator};
+use signal_hook::consts::SIGHUP;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::stop;
@@ -40,8 +42,22 @@ const LINGER: Duration = Duration::from_millis(20);
 /// In every how many rounds without sleep the losses are asked for.
 const ASK_FOR_LOSSES: u32 = 4096;
 
+const NOT_COUNTED: &str = "cannot count what was lost";
+
 /// Where records go.
 pub trait Sink {
+    /// Nothing is attached yet; where verdicts come, if a policy is put in force now.
+    fn enforce(&mut self, _orchestrators: &[Orchestrator]) -> Result<Option<RingBuf<MapData>>> {
+        Ok(None)
+    }
+    /// Whether SIGHUP has another meaning than to end; then it is for [`Self::reload`].
+    fn can_reload(&self) -> bool {
+        false
+    }
+    /// SIGHUP has come.
+    fn reload(&mut self) -> Result<()> {
+        Ok(())
+    }
     /// The hooks are attached, nothing is collected yet, and every privilege is still there.
     /// Where it has to wait it gives up once `_stop` is set.
     fn begin(&mut self, _orchestrators: &[Orchestrator], _stop: &AtomicBool) -> Result<()> {
@@ -61,9 +77,9 @@ pub trait Sink {
     }
     /// Another round without sleep.
     fn beat(&mut self) {}
-    /// It is over; what comes now is the last.
+    /// It is over, and all records were handed over.
     fn end(&mut self) -> Result<()> {
-        Ok(())
+        self.settle()
     }
 }
 
@@ -79,7 +95,8 @@ impl Watch {
 
     async fn collect(&self, sink: &mut impl Sink) -> Result<Losses> {
         // Before anybody is told that we are ready, and may end us. The flag is for where nobody awaits.
-        let stop = stop::on_signals()?;
+        let can_reload = sink.can_reload();
+        let stop = stop::on_signals(if can_reload { &[] } else { &[SIGHUP] })?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut hangup = signal(SignalKind::hangup())?;
@@ -88,6 +105,7 @@ impl Watch {
         } else {
             orchestrator::emulated()
         };
+        let verdicts = sink.enforce(&orchestrators)?;
         let attached = attach::attach(
             &orchestrators,
             self.ring_buffer.as_u64(),
@@ -99,8 +117,13 @@ impl Watch {
         )?;
         sink.begin(&orchestrators, &stop)?;
         say_coverage(&attached, &orchestrators);
-        give_up_privileges()?;
+        give_up_privileges(can_reload)?;
         let mut collector = Collector::new(attached).context("cannot wait for events")?;
+        if let Some(verdicts) = verdicts {
+            collector
+                .take_verdicts(verdicts)
+                .context("cannot wait for verdicts")?;
+        }
         let end = async {
             match self.duration {
                 Some(duration) => tokio::time::sleep(duration).await,
@@ -119,6 +142,7 @@ impl Watch {
                 }
             };
             let mut ticked = false;
+            let mut reloads = false;
             let go_on = tokio::select! {
                 collected = collector.collect(&mut each) => {
                     collected.context("cannot read the ring buffer")?;
@@ -130,19 +154,27 @@ impl Watch {
                 }
                 _ = interrupt.recv() => false,
                 _ = terminate.recv() => false,
-                _ = hangup.recv() => false,
+                _ = hangup.recv() => {
+                    reloads = can_reload;
+                    can_reload
+                }
                 () = &mut end => false,
             };
-            if !go_on {
-                collector
-                    .finish(&mut each)
-                    .context("cannot read the ring buffer")?;
+            if ticked || !go_on {
+                collector.take_stock(&mut each).context(NOT_COUNTED)?;
             }
             failed?;
+            if reloads {
+                sink.reload()?;
+            }
             if ticked {
                 sink.tick()?;
                 pause = (pause * 2).min(LONGEST_TICK);
                 tick.as_mut().reset(tokio::time::Instant::now() + pause);
+            }
+            if sink.is_urgent() {
+                // Soon nobody can.
+                collector.ask_programs().context(NOT_COUNTED)?;
             }
             let mut sweeps = 0_u32;
             while sink.is_urgent() && !stop.load(Ordering::Relaxed) {
@@ -167,11 +199,9 @@ impl Watch {
             }
             if !go_on {
                 sink.end()?;
-            }
-            sink.settle()?;
-            if !go_on {
                 return collector.losses().context("cannot read the loss counters");
             }
+            sink.settle()?;
             collector
                 .gather(LINGER)
                 .await
@@ -185,6 +215,13 @@ pub fn tell(losses: Losses) -> String {
     let mut text = format!("{} lost", losses.records());
     if losses.ring_full > 0 {
         text.push_str("; a larger --ring-buffer loses fewer");
+    }
+    if losses.skipped > 0 {
+        let _ = write!(
+            text,
+            "; {} times the kernel skipped a program that was already running on the CPU",
+            losses.skipped
+        );
     }
     if losses.bad_read > 0 {
         let _ = write!(
@@ -230,15 +267,20 @@ fn say_coverage(attached: &Attached, orchestrators: &[Orchestrator]) {
     }
 }
 
-/// The hooks are attached and the buffer is mapped: nothing that follows needs a privilege.
-fn give_up_privileges() -> Result<()> {
-    for set in [
-        CapSet::Ambient,
-        CapSet::Inheritable,
-        CapSet::Effective,
-        CapSet::Permitted,
+/// The hooks are attached and the buffer is mapped: nothing that follows needs a privilege, but to put another
+/// policy in force.
+fn give_up_privileges(keeps_policy: bool) -> Result<()> {
+    let kept: CapsHashSet = keeps_policy
+        .then_some(Capability::CAP_BPF)
+        .into_iter()
+        .collect();
+    for (set, kept) in [
+        (CapSet::Ambient, &CapsHashSet::new()),
+        (CapSet::Inheritable, &CapsHashSet::new()),
+        (CapSet::Effective, &kept),
+        (CapSet::Permitted, &kept),
     ] {
-        caps::clear(None, set).context("cannot give up privileges")?;
+        caps::set(None, set, kept).context("cannot give up privileges")?;
     }
     nix::sys::prctl::set_no_new_privs().context("cannot give up privileges")
 }

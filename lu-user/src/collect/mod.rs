@@ -1,7 +1,7 @@
 //! From the ring buffer to typed events, in order, with every loss counted.
 
 use std::io;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd as _, AsRawFd, RawFd};
 use std::time::Duration;
 
 use aya::maps::{MapData, PerCpuArray, RingBuf};
@@ -10,7 +10,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use zerocopy::FromBytes as _;
 
-use crate::attach::{Attached, CountersPod};
+use crate::attach::{Attached, CountersPod, skipped};
 use crate::journal::clocks::now_ns;
 
 /// What was lost on the way, since the hooks were attached.
@@ -20,24 +20,40 @@ pub struct Losses {
     pub ring_full: u64,
     /// Returns of functions whose entry was not remembered.
     pub no_entry: u64,
+    /// Runs of a program that the kernel skipped, because the same program was already running on that CPU: each would
+    /// have sent a record, or told one what the call was about. As of the last [`Collector::ask_programs`].
+    pub skipped: u64,
     /// Records without what could not be read.
     pub bad_read: u64,
 }
 
 impl Losses {
-    /// Records that were not sent.
+    /// Records that were not sent, or may lack what a skipped program would have told.
     #[must_use]
     pub const fn records(&self) -> u64 {
-        self.ring_full + self.no_entry
+        self.ring_full + self.no_entry + self.skipped
     }
 }
+
+/// How many records are taken at once.
+pub const BATCH: usize = 8192;
 
 /// The consumer's end of the ring buffer.
 pub struct Collector {
     ring: AsyncFd<Ring>,
     alarm: AsyncFd<Ring>,
+    /// What a policy says, where one is in force.
+    verdicts: Option<AsyncFd<Ring>>,
     counters: PerCpuArray<MapData, CountersPod>,
     told: u64,
+    /// Whether there was more than was taken.
+    more: bool,
+    /// How many records the ring buffer holds.
+    capacity: usize,
+    /// See [`Losses::skipped`].
+    skipped: u64,
+    /// The programs to ask for it; `programs` keeps them open.
+    asked: Vec<RawFd>,
     /// The hooks are attached as long as their programs are held.
     _programs: aya::Ebpf,
 }
@@ -53,53 +69,104 @@ impl AsRawFd for Ring {
 impl Collector {
     /// Takes over the attached hooks' records. Must be called within a tokio runtime.
     pub fn new(attached: Attached) -> io::Result<Self> {
+        let asked = attached
+            .asked_for_skips()
+            .map(|program| program.as_fd().as_raw_fd())
+            .collect();
         let Attached {
             programs,
             coverage: _,
             unknown_members: _,
             events,
+            capacity,
             alarm,
             counters,
         } = attached;
         Ok(Self {
             ring: register(events)?,
             alarm: register(alarm)?,
+            verdicts: None,
             counters,
             told: 0,
+            more: false,
+            capacity,
+            skipped: 0,
+            asked,
             _programs: programs,
         })
     }
 
-    /// Waits until there are records, and hands each to `each`, oldest first. Where records were lost
+    /// Takes a policy's verdicts too, from now on.
+    pub fn take_verdicts(&mut self, verdicts: RingBuf<MapData>) -> io::Result<()> {
+        self.verdicts = Some(register(verdicts)?);
+        Ok(())
+    }
+
+    /// Waits until there are records, and hands each to `each`, oldest first, but no more than [`BATCH`]: whoever
+    /// makes them faster than they are taken must not keep us from anything else. Where records were lost
     /// a record of [`Kind::Lost`] says how many, after those that were there before.
     pub async fn collect(&mut self, mut each: impl FnMut(&Record)) -> io::Result<()> {
-        {
-            let mut guard = self.ring.readable_mut().await?;
-            drain(&mut guard.get_inner_mut().0, &mut each);
+        let verdicts = async {
+            match &mut self.verdicts {
+                Some(verdicts) => verdicts.readable_mut().await,
+                None => std::future::pending().await,
+            }
+        };
+        let mut guard = tokio::select! {
+            guard = self.ring.readable_mut() => guard?,
+            guard = verdicts => guard?,
+        };
+        if !drain(&mut guard.get_inner_mut().0, BATCH, &mut each) {
             guard.clear_ready();
         }
+        drop(guard);
         self.finish(each)
     }
 
-    /// Lets records gather for `pause`, unless this kernel is about to go. Meanwhile they wake nobody up: one by
-    /// one they would cost their callers more.
+    /// Lets records gather for `pause`, unless some have waited already or this kernel is about to go. Meanwhile they
+    /// wake nobody up: one by one they would cost their callers more.
     pub async fn gather(&mut self, pause: Duration) -> io::Result<()> {
-        if let Ok(guard) = tokio::time::timeout(pause, self.alarm.readable_mut()).await {
+        if self.more {
+            // Signals and timers have their turn.
+            tokio::task::yield_now().await;
+        } else if let Ok(guard) = tokio::time::timeout(pause, self.alarm.readable_mut()).await {
             let mut guard = guard?;
-            drain(&mut guard.get_inner_mut().0, &mut |_| {});
+            drain(&mut guard.get_inner_mut().0, BATCH, &mut |_| {});
             guard.clear_ready();
         }
         Ok(())
     }
 
-    /// Takes what is there without waiting, and without asking for losses: as fast as it can be done.
+    /// Takes what is there without waiting, up to [`BATCH`], and without asking for losses: as fast as it can be done.
     pub fn sweep(&mut self, mut each: impl FnMut(&Record)) {
-        drain(&mut self.ring.get_mut().0, &mut each);
+        self.more = drain(&mut self.ring.get_mut().0, BATCH, &mut each);
+        if let Some(verdicts) = &mut self.verdicts {
+            self.more |= drain(&mut verdicts.get_mut().0, BATCH, &mut each);
+        }
     }
 
-    /// Takes what is there without waiting.
+    /// Takes what is there without waiting, up to [`BATCH`], and tells losses once nothing is left that was before
+    /// them.
     pub fn finish(&mut self, mut each: impl FnMut(&Record)) -> io::Result<()> {
         self.sweep(&mut each);
+        if self.more {
+            return Ok(());
+        }
+        self.tell_losses(each)
+    }
+
+    /// Takes all that is there without waiting, and asks every program too.
+    pub fn take_stock(&mut self, mut each: impl FnMut(&Record)) -> io::Result<()> {
+        self.ask_programs()?;
+        // More than that have come meanwhile.
+        self.more = drain(&mut self.ring.get_mut().0, self.capacity, &mut each);
+        if let Some(verdicts) = &mut self.verdicts {
+            self.more |= drain(&mut verdicts.get_mut().0, self.capacity, &mut each);
+        }
+        self.tell_losses(each)
+    }
+
+    fn tell_losses(&mut self, mut each: impl FnMut(&Record)) -> io::Result<()> {
         let lost = self.losses()?.records();
         if lost > self.told {
             each(&loss(lost - self.told));
@@ -108,10 +175,25 @@ impl Collector {
         Ok(())
     }
 
+    /// Asks the kernel which runs of programs it has skipped; [`finish`](Self::finish) tells them. That takes some
+    /// microseconds for each program, too long for every batch.
+    pub fn ask_programs(&mut self) -> io::Result<()> {
+        self.skipped = self
+            .asked
+            .iter()
+            .map(|program| skipped::runs(*program))
+            .sum::<io::Result<u64>>()?;
+        Ok(())
+    }
+
     /// What was lost so far.
     pub fn losses(&self) -> io::Result<Losses> {
         let all = self.counters.get(&0, 0).map_err(io::Error::other)?;
-        Ok(all.iter().fold(Losses::default(), |sum, cpu| {
+        let none = Losses {
+            skipped: self.skipped,
+            ..Losses::default()
+        };
+        Ok(all.iter().fold(none, |sum, cpu| {
             let Counters {
                 made: _,
                 ring_full,
@@ -122,6 +204,7 @@ impl Collector {
                 ring_full: sum.ring_full + ring_full,
                 no_entry: sum.no_entry + no_entry,
                 bad_read: sum.bad_read + bad_read,
+                ..sum
             }
         }))
     }
@@ -134,13 +217,21 @@ fn register(ring: RingBuf<MapData>) -> io::Result<AsyncFd<Ring>> {
         .map_err(|error| io::Error::other(error.to_string()))
 }
 
-fn drain(ring: &mut RingBuf<MapData>, each: &mut impl FnMut(&Record)) {
-    while let Some(item) = ring.next() {
+/// Takes up to `most` records; whether there may be more.
+fn drain(ring: &mut RingBuf<MapData>, most: usize, each: &mut impl FnMut(&Record)) -> bool {
+    take(most, || {
+        let item = ring.next()?;
         // The programs send nothing else; a stranger's bytes would be no record.
         if let Ok(record) = Record::ref_from_bytes(&item) {
             each(record);
         }
-    }
+        Some(())
+    })
+}
+
+/// Takes one after the other, up to `most`, as long as there is one; whether there may be more.
+fn take(most: usize, mut one: impl FnMut() -> Option<()>) -> bool {
+    (0..most).all(|_| one().is_some())
 }
 
 fn loss(count: u64) -> Record {
@@ -154,5 +245,33 @@ fn loss(count: u64) -> Record {
             bytes: count,
             ..Call::default()
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_never_ends_is_taken_in_batches() {
+        let mut taken = 0;
+        let mut endless = || {
+            taken += 1;
+            Some(())
+        };
+        assert!(take(BATCH, &mut endless));
+        assert!(take(BATCH, &mut endless));
+        assert_eq!(taken, 2 * BATCH);
+    }
+
+    #[test]
+    fn what_ends_is_taken_as_a_whole() {
+        let mut left = 5;
+        let mut some = || {
+            left -= 1;
+            (left > 0).then_some(())
+        };
+        assert!(!take(BATCH, &mut some));
+        assert_eq!(left, 0);
     }
 }

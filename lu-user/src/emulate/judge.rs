@@ -228,7 +228,7 @@ impl Enforced {
             operation: asked.operation as u8,
             decision: verdict.decision as u8,
             rule: verdict.rule,
-            errno: verdict.errno,
+            errno: verdict.errno(&self.policy),
             unsure: u8::from(verdict.unsure),
             differs: 0,
             reserved: [0; 2],
@@ -249,7 +249,7 @@ impl Enforced {
             },
         );
         if verdict.decision == Decision::Deny {
-            Err(Errno::from_raw(i32::from(verdict.errno)))
+            Err(Errno::from_raw(i32::from(verdict.errno(&self.policy))))
         } else {
             Ok(())
         }

@@ -1,22 +1,25 @@
 //! The journal as `lu run` keeps it.
 //!
-//! A record is in a file, and safe from the end of this process, after each batch. An update that has ended is
-//! told once it is in the history; before that its records are synced, so that the history never has what the
-//! files lack. Nothing else waits for the disk. At the start what the files have and the history lacks is made
+//! A record is committed once [`Journal::push`] has returned: it is in a file, and safe from the end of this process.
+//! It is safe from the end of the machine once it was synced. An update that has ended is told once it is in the
+//! history; before that its records are synced, so that the history never has what the files lack. Nothing else waits
+//! for the disk. At the start what the files have and the history lacks is made
 //! up for: the numbers go on from there, and so does an update that is under way.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
-use lu_common::event::{Kind, Record};
+use lu_common::event::Record;
 
 use super::clocks::realtime_ns;
 use super::context::Context;
 use super::history::{self, History};
 use super::read::tail;
 use super::segment::{self, Segment, Start, Writer};
-use super::tape::Found;
+use super::tape::{self, Found};
 use super::{Error, at};
 use crate::export::Report;
 use crate::timeline::{Events, Timeline};
@@ -29,6 +32,13 @@ pub const LEAST: u64 = 8 << 20;
 
 /// How many updates that came late are written to the history at once.
 const BATCH: usize = 256;
+
+/// How long the folder may be another lu's before we give up: a service that is started again may overlap with what
+/// it was before.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// The pause between two tries.
+const PAUSE: Duration = Duration::from_millis(50);
 
 /// How much is kept.
 #[derive(Clone, Copy, Debug)]
@@ -62,7 +72,10 @@ impl Start {
 /// The writing end of a journal.
 pub struct Journal {
     folder: PathBuf,
+    /// The folder is ours to write to as long as this is open.
+    _lock: File,
     retention: Retention,
+    run: u64,
     history: Option<History>,
     writer: Option<Writer>,
     timeline: Timeline,
@@ -90,7 +103,8 @@ pub struct Journal {
 
 impl Journal {
     /// Opens the journal in `folder`, which is made, for root alone, where it is missing; brings the history up
-    /// to date.
+    /// to date. Others may read it meanwhile, but nobody else can open it like this: [`Error::Taken`] after two
+    /// seconds.
     pub fn open(folder: &Path, retention: Retention) -> Result<Self, Error> {
         if retention.bytes < LEAST {
             return Err(Error::TooSmall(retention.bytes));
@@ -109,7 +123,9 @@ impl Journal {
         }
         let mut journal = Self {
             folder: folder.into(),
+            _lock: lock(folder)?,
             retention,
+            run: realtime_ns(),
             history: None,
             writer: None,
             timeline: Timeline::new(),
@@ -176,43 +192,41 @@ impl Journal {
     }
 
     /// Joins what the old kernel's run recorded, as far as the files do not have it. It is on the disk when this
-    /// returns. Returns the records that were new.
-    pub fn join(&mut self, found: &Found) -> Result<Vec<Record>, Error> {
+    /// returns. The records that are new are added to `new`. Where it fails, another try goes on from there.
+    pub fn join(&mut self, found: &Found, new: &mut Vec<Record>) -> Result<(), Error> {
         let segments = segment::list_ours(&self.folder)?;
-        let have = segment::end_of_run(&segments, found.run);
-        let mut numbers = found.records.iter().map(|(number, _)| *number);
-        let first = numbers.find(|number| *number >= have).unwrap_or(have);
-        let mut start = Start::of(&self.timeline, &self.context);
-        if first > have {
-            // In a replay the numbers tell.
-            start.is_quiet = false;
-            let mut lost = Record::made(Kind::Lost, 0, [0; 64]);
-            lost.call.bytes = first - have;
-            self.take_in(&lost);
+        let mut have = segment::end_of_run(&segments, found.run);
+        let mut stretches = found.behind(have).peekable();
+        loop {
+            let stretch = stretches.next().unwrap_or_default();
+            let first = stretch.first().map_or(have, |(number, _)| *number);
+            let beat = stretches.peek().is_none().then_some(found.last_beat);
+            let records = stretch.iter().map(|(_, record)| *record);
+            let records: Vec<Record> = records.chain(beat).collect();
+            let mut start = Start::of(&self.timeline, &self.context);
+            // In a replay the numbers tell that some are missing.
+            start.is_quiet &= first == have;
+            let mut file = Writer::create(&self.folder, found.run, first, &start)?;
+            if let Err(error) = file.append(&records).and_then(|()| file.sync()) {
+                file.discard();
+                return Err(error);
+            }
+            let missing = (first > have).then(|| tape::lost(first - have));
+            for record in missing.into_iter().chain(records) {
+                self.take_in(&record);
+                new.push(record);
+            }
+            if beat.is_some() {
+                return Ok(());
+            }
+            have = first + stretch.len() as u64;
         }
-        let mut new: Vec<Record> = found.behind(first).collect();
-        new.push(found.last_beat);
-        let mut rest = Writer::create(&self.folder, found.run, first, &start)?;
-        for record in &new {
-            rest.append(record)?;
-            self.take_in(record);
-        }
-        rest.sync()?;
-        Ok(new)
     }
 
-    /// Begins this run's first file, behind all that is there.
-    pub fn begin(&mut self) -> Result<(), Error> {
-        let run = realtime_ns();
-        let start = Start::of(&self.timeline, &self.context);
-        self.writer = Some(Writer::create(&self.folder, run, 0, &start)?);
-        Ok(())
-    }
-
-    /// What tells this run from others; 0 before it has [begun](Self::begin).
+    /// What tells this run from others: when it began, in nanoseconds since 1970.
     #[must_use]
-    pub fn run(&self) -> u64 {
-        self.writer.as_ref().map_or(0, Writer::run)
+    pub const fn run(&self) -> u64 {
+        self.run
     }
 
     /// How many events this run has seen, and how many it has lost.
@@ -225,39 +239,48 @@ impl Journal {
         }
     }
 
-    /// Appends one record.
-    pub fn push(&mut self, record: &Record) -> Result<(), Error> {
-        if self.writer.is_none() {
-            self.begin()?;
-        }
-        self.take_in(record);
+    /// Appends records, behind all that is there. Once this returns they survive the end of this process.
+    pub fn push(&mut self, records: &[Record]) -> Result<(), Error> {
         let segment = self.segment();
-        let Some(writer) = &mut self.writer else {
-            return Ok(());
-        };
-        writer.append(record)?;
-        // Where nothing is under way a replay can begin: that is worth a smaller file.
-        let small = writer.written() < segment / 16;
-        if small || (writer.written() < segment && !self.timeline.is_quiet()) {
-            return Ok(());
-        }
         let start = Start::of(&self.timeline, &self.context);
-        writer.go_on(&start)?;
-        // What this batch has ended is still to be kept.
-        if self.pending.is_empty() {
-            self.retain()
-        } else {
-            self.wants_room = true;
-            Ok(())
-        }
+        let mut writer = match self.writer.take() {
+            Some(writer) => writer,
+            None => Writer::create(&self.folder, self.run, 0, &start)?,
+        };
+        let pushed = self.push_to(&mut writer, records, segment);
+        self.writer = Some(writer);
+        pushed
     }
 
-    /// A batch is over: hands it to the kernel, and keeps the updates that it ended. Returns these, under the
+    fn push_to(
+        &mut self,
+        writer: &mut Writer,
+        mut records: &[Record],
+        segment: u64,
+    ) -> Result<(), Error> {
+        let mut count = 0;
+        while let Some(record) = records.get(count) {
+            self.take_in(record);
+            count += 1;
+            // Where nothing is under way a replay can begin: that is worth a smaller file.
+            let written = writer.written() + segment::length(count);
+            let small = written < segment / 16;
+            if small || (written < segment && !self.timeline.is_quiet()) {
+                continue;
+            }
+            let (full, rest) = records.split_at(count);
+            writer.append(full)?;
+            writer.go_on(&Start::of(&self.timeline, &self.context))?;
+            (records, count) = (rest, 0);
+            // What this batch has ended is still to be kept.
+            self.wants_room = true;
+        }
+        writer.append(records)
+    }
+
+    /// A batch is over: keeps the updates that it ended. Returns these, under the
     /// numbers by which they are kept.
     pub fn settle(&mut self) -> Result<Vec<Report>, Error> {
-        if let Some(writer) = &mut self.writer {
-            writer.flush()?;
-        }
         if self.pending.len() == self.told && !self.is_due && !self.wants_room {
             return Ok(Vec::new());
         }
@@ -394,6 +417,20 @@ impl Journal {
             );
         }
         Ok(())
+    }
+}
+
+/// A lock on the folder itself, which ends with its descriptor.
+fn lock(folder: &Path) -> Result<File, Error> {
+    let file = File::open(folder).map_err(at("open", folder))?;
+    let start = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if start.elapsed() < PATIENCE => thread::sleep(PAUSE),
+            Err(TryLockError::WouldBlock) => return Err(Error::Taken(folder.into())),
+            Err(TryLockError::Error(error)) => return Err(at("lock", folder)(error)),
+        }
     }
 }
 

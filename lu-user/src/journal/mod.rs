@@ -65,6 +65,12 @@ pub enum Error {
         /// Its owner.
         owner: u32,
     },
+    /// Two would not keep apart what they number.
+    #[error(
+        "another lu writes the journal in {}; stop that one, or give this one a folder of its own with --journal",
+        .0.display()
+    )]
+    Taken(PathBuf),
     /// The limit is too low to work with.
     #[error("a journal takes at least {}, not {}", bytesize::ByteSize(keep::LEAST), bytesize::ByteSize(*.0))]
     TooSmall(u64),

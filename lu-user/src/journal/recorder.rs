@@ -34,6 +34,9 @@ pub const SIZE: u64 = 16 << 20;
 /// The least and the most that it may take, in bytes.
 const SIZES: std::ops::RangeInclusive<u64> = 2 * PIECE as u64..=4 << 30;
 
+/// The most pieces that there can be.
+const PIECES: u64 = *SIZES.end() / PIECE as u64;
+
 /// The token of the first memfd in the session; the others have those behind it.
 const FIRST: u64 = 1;
 
@@ -188,11 +191,19 @@ impl Recorder {
             Place::File => {
                 let path = folder.join(FILE);
                 // What is there and is no recorder is not ours to overwrite.
-                if let Some(found) = in_file(&path)? {
-                    found.contents?;
+                if let Some(found) = in_file(&path)?
+                    && found.contents.is_none()
+                    && let Some(foreign) = found.bad.into_iter().next()
+                {
+                    return Err(foreign);
                 }
                 let file = file(&path, length)?;
                 let tape = in_pieces(run, &file, most).map_err(at("map", &path))?;
+                // Its headers, and its name: what comes to the disk later can be read then.
+                let folder = File::open(folder).map_err(at("open", folder))?;
+                file.sync_all()
+                    .and_then(|()| folder.sync_all())
+                    .map_err(at("sync", &path))?;
                 (tape, Growth::Over)
             }
         };
@@ -305,13 +316,16 @@ fn file(path: &Path, length: u64) -> Result<File, Error> {
 pub struct Found {
     /// Where it was.
     pub place: Place,
-    /// What is in it.
-    pub contents: Result<tape::Found, Error>,
+    /// What is in it, as far as it can be read.
+    pub contents: Option<tape::Found>,
+    /// Why pieces of it cannot be read.
+    pub bad: Vec<Error>,
     hold: Hold,
 }
 
 impl Found {
-    /// Lets go of it, once what was in it is safe; until then it can be found again.
+    /// Lets go of it, once what was in it is safe. A session must be kept until then: the kernel finishes it where
+    /// it is closed. All else can be found again.
     pub fn release(self) -> Result<(), Error> {
         self.hold.release()
     }
@@ -338,10 +352,11 @@ fn in_session(give_up: &AtomicBool) -> Result<Option<Found>, Error> {
         Err(error) if matches!(error.errno(), Errno::ENOENT | Errno::E2BIG) => return Ok(None),
         Err(error) => return Err(error.into()),
     };
-    let contents = in_memfds(&session);
+    let (contents, bad) = in_memfds(|token| session.retrieve(token));
     Ok(Some(Found {
         place: Place::Session,
         contents,
+        bad,
         hold: Hold::Session(session),
     }))
 }
@@ -351,9 +366,11 @@ fn in_store() -> Option<Found> {
     let (fd, _) = sd_notify::listen_fds_with_names()
         .ok()?
         .find(|(_, name)| name == RECORDER)?;
+    let (contents, bad) = in_one(&given(fd));
     Some(Found {
         place: Place::Store,
-        contents: read(&given(fd)),
+        contents,
+        bad,
         hold: Hold::Store,
     })
 }
@@ -367,31 +384,51 @@ fn given(fd: RawFd) -> File {
 
 fn in_file(path: &Path) -> Result<Option<Found>, Error> {
     match File::open(path) {
-        Ok(file) => Ok(Some(Found {
-            place: Place::File,
-            contents: read(&file),
-            hold: Hold::File(path.into()),
-        })),
+        Ok(file) => {
+            let (contents, bad) = in_one(&file);
+            Ok(Some(Found {
+                place: Place::File,
+                contents,
+                bad,
+                hold: Hold::File(path.into()),
+            }))
+        }
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(at("open", path)(error)),
     }
 }
 
-/// All memfds of the session.
-fn in_memfds(session: &Session) -> Result<tape::Found, Error> {
-    let mut bytes = Vec::new();
-    for token in FIRST.. {
-        match session.retrieve(token) {
-            Ok(fd) => bytes.extend(all_of(&fd.into(), PIECE as u64)?),
+/// What is on the tape, and why pieces of it cannot be read.
+type Contents = (Option<tape::Found>, Vec<Error>);
+
+/// All memfds of a session. One that cannot be had does not keep the others from being read.
+fn in_memfds(retrieve: impl Fn(u64) -> Result<OwnedFd, client::Error>) -> Contents {
+    let (mut pieces, mut bad) = (Vec::new(), Vec::new());
+    for token in (FIRST..).take(PIECES as usize) {
+        let piece = match retrieve(token) {
+            Ok(fd) => all_of(&fd.into(), PIECE as u64),
             Err(error) if error.errno() == Errno::ENOENT => break,
-            Err(error) => return Err(error.into()),
+            Err(error) => Err(error.into()),
+        };
+        match piece {
+            Ok(bytes) => pieces.push(bytes),
+            Err(error) => bad.push(error),
         }
     }
-    Ok(tape::read(&bytes)?)
+    let (found, foreign) = tape::read(pieces.iter().map(Vec::as_slice));
+    bad.extend(foreign.into_iter().map(Error::Foreign));
+    (found, bad)
 }
 
-fn read(file: &File) -> Result<tape::Found, Error> {
-    Ok(tape::read(&all_of(file, *SIZES.end())?)?)
+/// A file of one piece after the other.
+fn in_one(file: &File) -> Contents {
+    match all_of(file, *SIZES.end()) {
+        Ok(bytes) => {
+            let (found, foreign) = tape::read(bytes.chunks(PIECE));
+            (found, foreign.into_iter().map(Error::Foreign).collect())
+        }
+        Err(error) => (None, vec![error]),
+    }
 }
 
 /// What a file holds, up to a length.
@@ -409,6 +446,53 @@ mod tests {
 
     use super::*;
 
+    fn times(found: &tape::Found) -> Vec<u64> {
+        let records = found.records.iter();
+        records.map(|(_, record)| record.header.t_ns).collect()
+    }
+
+    #[test]
+    fn a_file_of_which_a_power_cut_left_nothing_is_an_empty_recorder() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join(FILE);
+        for left in [0, 100, 1 << 20] {
+            fs::write(&path, vec![0; left]).expect("written");
+            let found = in_file(&path).expect("looked").expect("found");
+            assert!(found.contents.is_none() && found.bad.is_empty(), "{left}");
+            let made = Recorder::create(
+                Place::File,
+                7,
+                1 << 20,
+                folder.path(),
+                &AtomicBool::new(false),
+            );
+            made.expect("a recorder");
+        }
+    }
+
+    #[test]
+    fn a_memfd_that_cannot_be_retrieved_does_not_keep_the_others_from_being_read() {
+        let (first, memory) = Memory::create("piece", PIECE as u64).expect("memory");
+        let mut tape = Tape::new(7, memory);
+        for t_ns in 1..=5 {
+            tape.append(&Record::made(Kind::Open, t_ns, [0; 64]));
+        }
+        let failed = |errno| client::Error::Call {
+            operation: "RETRIEVE_FD",
+            errno,
+        };
+        let (unwritten, _) = Memory::create("piece", PIECE as u64).expect("memory");
+        let (found, bad) = in_memfds(|token| match token {
+            1 => Err(failed(Errno::EIO)),
+            2 => Ok(first.try_clone().expect("another").into()),
+            // It was preserved, and its writer had not come to it yet.
+            3 => Ok(unwritten.try_clone().expect("another").into()),
+            _ => Err(failed(Errno::ENOENT)),
+        });
+        assert_eq!(times(&found.expect("the second")), [1, 2, 3, 4, 5]);
+        assert!(matches!(bad[..], [Error::Client(_)]), "{bad:?}");
+    }
+
     #[test]
     fn what_is_recorded_in_a_file_is_found_again_and_nothing_foreign_is_overwritten() {
         let folder = tempfile::tempdir().expect("a folder");
@@ -422,9 +506,9 @@ mod tests {
         }
         drop(recorder);
         let found = in_file(&path).expect("looked").expect("found");
+        assert!(found.bad.is_empty());
         let recovered = found.contents.as_ref().expect("whole");
-        let times: Vec<u64> = recovered.behind(0).map(|r| r.header.t_ns).collect();
-        assert_eq!((recovered.run, times), (7, vec![1, 2, 3, 4, 5]));
+        assert_eq!((recovered.run, times(recovered)), (7, vec![1, 2, 3, 4, 5]));
         found.release().expect("removed");
         assert!(in_file(&path).expect("looked").is_none());
         fs::write(&path, "a letter").expect("written");

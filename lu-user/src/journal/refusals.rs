@@ -1,41 +1,54 @@
-//! reboot(KEXEC) without the privilege: anybody can call it, as often as they like, and must not push anything
-//! else out of what has room for so much only. So the first in a while is kept, and of the others how many
-//! there were.
+//! reboot(KEXEC) that is refused: anybody can call it, as often as they like, and must not push anything else out of
+//! what has room for so much only. So the first in a while is kept, and of the others how many there were.
+//!
+//! Without the privilege it is EPERM, and in a pid and user namespace of one's own, where everybody has it, EINVAL
+//! (`reboot_pid_ns`).
+
+use std::collections::BTreeMap;
 
 use lu_common::event::{Kind, Record};
 
 /// Those that are not kept one by one.
 #[derive(Debug, Default)]
 pub struct Refusals {
-    /// Whether one was kept since the last [`take`](Self::take).
-    kept: bool,
-    /// The newest of the others, with how many more there were.
-    others: Option<Record>,
+    /// The thread whose call has been let through and has not returned: no second one is meanwhile
+    /// (`system_transition_mutex`). That it fails is an event of its own.
+    through: Option<u32>,
+    /// By the errno of one that was kept since the last [`take`](Self::take): the newest of the others, with how many
+    /// more there were.
+    others: BTreeMap<i32, Option<Record>>,
 }
 
 impl Refusals {
-    /// Whether a record is one of a refused reboot(KEXEC).
-    #[must_use]
-    pub fn is_one(record: &Record) -> bool {
-        record.kind() == Some(Kind::Kexec) && record.errno() == Some(libc::EPERM)
-    }
-
-    /// Takes in one; whether it is to be kept as it is.
+    /// Takes in a record; whether it is to be kept as it is.
     pub fn push(&mut self, record: &Record) -> bool {
-        if !std::mem::replace(&mut self.kept, true) {
+        if record.kind() != Some(Kind::Kexec) || record.is_emulated() {
             return true;
         }
-        let more = self.others.map_or(0, |others| others.call.bytes + 1);
-        let mut newest = *record;
+        let tid = record.header.tid;
+        if !record.is_exit() {
+            self.through = Some(tid);
+            return true;
+        }
+        if self.through.take_if(|through| *through == tid).is_some() {
+            return true;
+        }
+        let Some(errno) = record.errno() else {
+            return true;
+        };
+        let Some(others) = self.others.get_mut(&errno) else {
+            self.others.insert(errno, None);
+            return true;
+        };
+        let more = others.map_or(0, |others| others.call.bytes + 1);
+        let newest = others.insert(*record);
         newest.call.bytes = more;
-        self.others = Some(newest);
         false
     }
 
-    /// The record that stands for all that were not kept; the next one is kept again.
-    pub fn take(&mut self) -> Option<Record> {
-        self.kept = false;
-        self.others.take()
+    /// The records that stand for all that were not kept, one for each errno; the next ones are kept again.
+    pub fn take(&mut self) -> impl Iterator<Item = Record> + use<> {
+        std::mem::take(&mut self.others).into_values().flatten()
     }
 }
 
@@ -46,28 +59,36 @@ mod tests {
     use super::*;
     use crate::timeline::Timeline;
 
-    fn refused() -> Record {
+    fn called(tid: u32) -> Record {
         let mut record = Record::made(Kind::Kexec, 7, [0; 64]);
+        record.header.tid = tid;
+        record
+    }
+
+    fn refused(tid: u32, errno: i32) -> Record {
+        let mut record = called(tid);
         record.header.flags = flags::EXIT;
-        record.header.ret = -libc::EPERM;
+        record.header.ret = -errno;
         record
     }
 
     #[test]
-    fn a_flood_is_two_records_that_count_all_of_it() {
+    fn a_flood_is_two_records_for_each_errno_that_count_all_of_it() {
         let mut refusals = Refusals::default();
         let mut timeline = Timeline::new();
         let mut kept = Vec::new();
-        for _ in 0..1000 {
-            if refusals.push(&refused()) {
-                kept.push(refused());
+        for tid in 0..1000 {
+            for errno in [libc::EPERM, libc::EINVAL, libc::EINVAL] {
+                let record = refused(tid, errno);
+                if refusals.push(&record) {
+                    kept.push(record);
+                }
             }
         }
         kept.extend(refusals.take());
-        assert_eq!(kept.len(), 2);
-        assert!(refusals.take().is_none());
+        assert_eq!(kept.len(), 4);
+        assert_eq!(refusals.take().count(), 0);
         for record in &kept {
-            assert!(Refusals::is_one(record));
             timeline.push(record);
         }
         // They count into the update that follows.
@@ -76,5 +97,20 @@ mod tests {
         timeline.push(&preserve);
         let update = timeline.latest().expect("an update");
         assert_eq!(update.errors[&("reboot", libc::EPERM)], 1000);
+        assert_eq!(update.errors[&("reboot", libc::EINVAL)], 2000);
+    }
+
+    #[test]
+    fn what_was_let_through_and_failed_is_kept_whatever_others_do() {
+        let mut refusals = Refusals::default();
+        assert!(refusals.push(&refused(7, libc::EINVAL)));
+        for _ in 0..2 {
+            assert!(refusals.push(&called(8)));
+            assert!(!refusals.push(&refused(7, libc::EINVAL)));
+            assert!(refusals.push(&refused(8, libc::EINVAL)));
+            // The same thread is refused the next time.
+            assert!(!refusals.push(&refused(8, libc::EINVAL)));
+        }
+        assert_eq!(refusals.take().count(), 1);
     }
 }

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufReader, BufWriter, Read as _, Write as _};
+use std::io::{self, BufReader, Read as _, Write as _};
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
@@ -35,7 +35,7 @@ pub struct Header {
     monotonic_ns: u64,
     /// `CLOCK_REALTIME` at the same moment, in nanoseconds since 1970.
     realtime_ns: u64,
-    /// The run of `lu run` that saw the records, see [`Writer::run`].
+    /// The run of `lu run` that saw the records, see [`Journal::run`](super::Journal::run).
     run: u64,
     /// How many records that run had before the first one here, context aside.
     first: u64,
@@ -65,7 +65,7 @@ pub struct Start {
 pub struct Writer {
     folder: PathBuf,
     path: PathBuf,
-    file: BufWriter<File>,
+    file: File,
     run: u64,
     /// The number in its run of the record that comes next.
     next: u64,
@@ -75,6 +75,12 @@ pub struct Writer {
     is_named: bool,
     /// What is on its way to the disk.
     syncing: Vec<JoinHandle<io::Result<()>>>,
+}
+
+/// How long so many records are in a file, in bytes.
+#[must_use]
+pub const fn length(records: usize) -> u64 {
+    records as u64 * RECORD
 }
 
 impl Writer {
@@ -91,15 +97,17 @@ impl Writer {
             is_named: false,
             syncing: Vec::new(),
         };
-        writer.start(start)?;
+        if let Err(error) = writer.start(start) {
+            writer.discard();
+            return Err(error);
+        }
         Ok(writer)
     }
 
-    /// What tells the files of this run of `lu run` from those of others: when it began, in nanoseconds since
-    /// 1970.
-    #[must_use]
-    pub const fn run(&self) -> u64 {
-        self.run
+    /// Takes the current file back, as if it had never been begun.
+    pub fn discard(self) {
+        // Where it cannot be removed either, it is a file that was cut short.
+        let _ = fs::remove_file(&self.path);
     }
 
     /// The file that is being written.
@@ -117,52 +125,56 @@ impl Writer {
     /// Leaves the current file for another one.
     pub fn go_on(&mut self, start: &Start) -> Result<(), Error> {
         self.sync_soon()?;
-        let syncing = std::mem::take(&mut self.syncing);
-        *self = Self::create(&self.folder, self.run, self.next, start)?;
-        self.syncing = syncing;
+        let mut next = Self::create(&self.folder, self.run, self.next, start)?;
+        next.syncing = std::mem::take(&mut self.syncing);
+        *self = next;
         Ok(())
     }
 
-    /// Appends one record; it is in the file after [`Self::flush`].
-    pub fn append(&mut self, record: &Record) -> Result<(), Error> {
-        self.write(record.as_bytes())?;
-        self.written += RECORD;
-        self.next += 1;
+    /// Hands records to the kernel: from here on they survive the end of this process.
+    pub fn append(&mut self, records: &[Record]) -> Result<(), Error> {
+        self.write(records.as_bytes())?;
+        self.written += length(records.len());
+        self.next += records.len() as u64;
         Ok(())
-    }
-
-    /// Hands what was appended to the kernel: from here on it survives the end of this process.
-    pub fn flush(&mut self) -> Result<(), Error> {
-        self.file.flush().map_err(at("write", &self.path))
     }
 
     /// Hands what was appended to the disk: from here on it survives the end of the machine.
     pub fn sync(&mut self) -> Result<(), Error> {
-        self.flush()?;
-        let synced = self.file.get_ref().sync_data();
-        synced.map_err(at("sync", &self.path))?;
+        self.file.sync_data().map_err(at("sync", &self.path))?;
         if !self.is_named {
             let folder = File::open(&self.folder).map_err(at("open", &self.folder))?;
             folder.sync_all().map_err(at("sync", &self.folder))?;
             self.is_named = true;
         }
-        for syncing in self.syncing.drain(..) {
-            // It has no way to panic.
-            let synced = syncing.join().unwrap_or(Ok(()));
-            synced.map_err(at("sync", &self.folder))?;
+        while let Some(syncing) = self.syncing.pop() {
+            self.join(syncing)?;
         }
         Ok(())
     }
 
-    /// The same of what is in the current file, but for waiting until it is so.
+    /// The same of what is in the current file, but for waiting until it is so. What went wrong with those before
+    /// is told: the kernel says it once, and what it could not write it takes for written from then on.
     pub fn sync_soon(&mut self) -> Result<(), Error> {
-        self.flush()?;
-        self.syncing.retain(|syncing| !syncing.is_finished());
-        let file = self.file.get_ref().try_clone();
+        let done: Vec<_> = self
+            .syncing
+            .extract_if(.., |syncing| syncing.is_finished())
+            .collect();
+        for syncing in done {
+            self.join(syncing)?;
+        }
+        let file = self.file.try_clone();
         let file = file.map_err(at("duplicate", &self.path))?;
         let sync = thread::Builder::new().spawn(move || file.sync_data());
         self.syncing.push(sync.map_err(at("sync", &self.path))?);
         Ok(())
+    }
+
+    /// What became of a sync in the background.
+    fn join(&self, syncing: JoinHandle<io::Result<()>>) -> Result<(), Error> {
+        // It has no way to panic.
+        let synced = syncing.join().unwrap_or(Ok(()));
+        synced.map_err(at("sync", &self.folder))
     }
 
     fn start(&mut self, start: &Start) -> Result<(), Error> {
@@ -180,11 +192,7 @@ impl Writer {
             quiet: u32::from(start.is_quiet),
             reserved: [0; 48],
         };
-        self.write(header.as_bytes())?;
-        for record in &start.context {
-            self.write(record.as_bytes())?;
-        }
-        self.flush()
+        self.write(&[header.as_bytes(), start.context.as_bytes()].concat())
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Error> {
@@ -193,7 +201,7 @@ impl Writer {
 }
 
 /// Begins a file that sorts behind all others, even where the clock of the day has gone back since.
-fn begin(folder: &Path) -> Result<(PathBuf, BufWriter<File>), Error> {
+fn begin(folder: &Path) -> Result<(PathBuf, File), Error> {
     let last = paths(folder)?
         .last()
         .and_then(|path| path.file_stem()?.to_str()?.parse::<u64>().ok());
@@ -210,7 +218,7 @@ fn begin(folder: &Path) -> Result<(PathBuf, BufWriter<File>), Error> {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => number += 1,
             file => {
                 let file = file.map_err(at("create", &path))?;
-                return Ok((path, BufWriter::with_capacity(1 << 16, file)));
+                return Ok((path, file));
             }
         }
     }
@@ -438,10 +446,8 @@ mod tests {
     }
 
     fn write(writer: &mut Writer, times: &[u64]) {
-        for t_ns in times {
-            writer.append(&record(*t_ns)).expect("appended");
-        }
-        writer.flush().expect("flushed");
+        let records: Vec<Record> = times.iter().copied().map(record).collect();
+        writer.append(&records).expect("appended");
     }
 
     /// The times of what is replayed, losses and torn files.
@@ -524,6 +530,21 @@ mod tests {
                 "at {length}"
             );
             assert_eq!(end(folder.path(), 1), records as u64);
+        }
+    }
+
+    #[test]
+    fn a_sync_in_the_background_that_failed_is_told_by_the_next() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for again in [Writer::sync, Writer::sync_soon] {
+            let mut run = writer(folder.path(), 1, 0);
+            run.sync_soon().expect("begun");
+            let failed = thread::spawn(|| Err(io::ErrorKind::StorageFull.into()));
+            while !failed.is_finished() {
+                thread::yield_now();
+            }
+            run.syncing.insert(0, failed);
+            assert!(matches!(again(&mut run), Err(Error::Io { .. })));
         }
     }
 

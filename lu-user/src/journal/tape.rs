@@ -4,7 +4,7 @@
 //! [`packed`](super::packed) has them, beginning anew: each can be read without the others. Where no empty piece is
 //! left the one with the oldest records is written over.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::mem::offset_of;
 use std::sync::atomic::Ordering;
 
@@ -29,7 +29,7 @@ struct Header {
     version: u32,
     record_size: u32,
     boot_id: [u8; 16],
-    /// The run of `lu run` that wrote it, see [`super::Writer::run`].
+    /// The run of `lu run` that wrote it, see [`super::Journal::run`].
     run: u64,
     /// The number of the first record, counted from 0 over all pieces.
     first: u64,
@@ -152,10 +152,10 @@ impl Tape {
     }
 }
 
-/// Why what was found is no tape.
+/// Why what was found is no piece of a tape.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Foreign {
-    /// Shorter than its header, or nothing at all.
+    /// Shorter than its header.
     #[error("it is too short")]
     Short,
     /// Something else.
@@ -167,7 +167,7 @@ pub enum Foreign {
     /// Its header cannot be true.
     #[error("its length is not what it says")]
     Length,
-    /// Pieces of two tapes.
+    /// Another tape's.
     #[error("its pieces do not belong together")]
     Mixed,
 }
@@ -179,64 +179,86 @@ pub struct Found {
     pub run: u64,
     /// The records, oldest first, each with its number in the run, counted from 0.
     pub records: Vec<(u64, Record)>,
-    /// How many records make no sense, and are left out.
+    /// How many records made no sense; in place of each is one of [`Kind::Lost`].
     pub senseless: u64,
     /// When the writer last ran, as a [`Kind::LastBeat`] record.
     pub last_beat: Record,
 }
 
 impl Found {
-    /// What comes behind the first `have` records of the run. Where some are missing one of [`Kind::Lost`] says
-    /// how many.
-    pub fn behind(&self, have: u64) -> impl Iterator<Item = Record> {
-        let mut next = have;
-        self.records
-            .iter()
-            .filter(move |(number, _)| *number >= have)
-            .flat_map(move |(number, record)| {
-                let missing = number.saturating_sub(next);
-                next = number + 1;
-                let lost = (missing > 0).then(|| {
-                    let mut lost = Record::made(Kind::Lost, 0, [0; 64]);
-                    lost.call.bytes = missing;
-                    lost
-                });
-                lost.into_iter().chain([*record])
-            })
+    /// What comes behind the first `have` records of the run, in stretches without a gap.
+    pub fn behind(&self, have: u64) -> impl Iterator<Item = &[(u64, Record)]> {
+        let from = self.records.partition_point(|(number, _)| *number < have);
+        let behind = self.records.get(from..).unwrap_or_default();
+        behind.chunk_by(|(number, _), (next, _)| number + 1 == *next)
     }
 }
 
-/// Reads a tape: its pieces, in any order.
-pub fn read(bytes: &[u8]) -> Result<Found, Foreign> {
-    let mut pieces = bytes
-        .chunks(PIECE)
-        .map(piece)
-        .collect::<Result<Vec<_>, _>>()?;
-    pieces.sort_by_key(|(header, _)| header.first);
-    let (last, _) = pieces.last().ok_or(Foreign::Short)?;
-    let (run, boot) = (last.run, last.boot_id);
-    let belongs = |header: &Header| (header.run, header.boot_id) == (run, boot);
-    if !pieces.iter().all(|(header, _)| belongs(header)) {
-        return Err(Foreign::Mixed);
+/// A record that says that so many are missing.
+#[must_use]
+pub fn lost(count: u64) -> Record {
+    let mut lost = Record::made(Kind::Lost, 0, [0; 64]);
+    lost.call.bytes = count;
+    lost
+}
+
+/// Reads a tape from its pieces, in any order. What is no piece of it is told, and does not keep the others from
+/// being read; `None` where there is none. A piece that nobody has written to yet, or whose header has not reached the
+/// disk, begins with zeros, and is empty.
+pub fn read<'a>(pieces: impl IntoIterator<Item = &'a [u8]>) -> (Option<Found>, Vec<Foreign>) {
+    let (mut good, mut bad) = (Vec::new(), Vec::new());
+    for bytes in pieces {
+        match piece(bytes) {
+            Ok(Some(piece)) => good.push(piece),
+            Ok(None) => {}
+            Err(foreign) => bad.push(foreign),
+        }
     }
-    let beat_ns = pieces.iter().map(|(header, _)| header.beat_ns).max();
-    let mut records = Vec::new();
-    for (header, mut bytes) in pieces {
+    let tape = |header: &Header| (header.run, header.boot_id);
+    let mut tapes: HashMap<_, u64> = HashMap::new();
+    for (header, _) in &good {
+        *tapes.entry(tape(header)).or_default() += 1;
+    }
+    // The one of which there is most, else the newest.
+    let Some((most, _)) = tapes
+        .into_iter()
+        .max_by_key(|(tape, count)| (*count, *tape))
+    else {
+        return (None, bad);
+    };
+    let all = good.len();
+    good.retain(|(header, _)| tape(header) == most);
+    bad.extend(std::iter::repeat_n(Foreign::Mixed, all - good.len()));
+    good.sort_by_key(|(header, _)| header.first);
+    let beat_ns = good.iter().map(|(header, _)| header.beat_ns).max();
+    let (mut records, mut senseless, mut next) = (Vec::new(), 0, 0);
+    for (header, mut bytes) in good {
         let mut before = Before::default();
-        records.extend((header.first..).zip(std::iter::from_fn(|| before.unpack(&mut bytes))));
+        let numbers = header.first..;
+        for (number, record) in numbers.zip(std::iter::from_fn(|| before.unpack(&mut bytes))) {
+            if number < next {
+                continue;
+            }
+            next = number + 1;
+            let makes_sense = record.kind().is_some();
+            senseless += u64::from(!makes_sense);
+            records.push((number, if makes_sense { record } else { lost(1) }));
+        }
     }
-    let all = records.len();
-    records.retain(|(_, record)| record.kind().is_some());
-    Ok(Found {
-        run,
-        senseless: (all - records.len()) as u64,
+    let found = Found {
+        run: most.0,
         records,
+        senseless,
         last_beat: Record::made(Kind::LastBeat, beat_ns.unwrap_or(0), [0; 64]),
-    })
+    };
+    (Some(found), bad)
 }
 
-/// A piece's header, and its packed records.
-fn piece(bytes: &[u8]) -> Result<(Header, &[u8]), Foreign> {
+/// A piece's header, and its packed records; `None` where it is empty.
+fn piece(bytes: &[u8]) -> Result<Option<(Header, &[u8])>, Foreign> {
+    if bytes.iter().take(HEADER).all(|byte| *byte == 0) {
+        return Ok(None);
+    }
     let (header, rest) = Header::read_from_prefix(bytes).map_err(|_| Foreign::Short)?;
     if header.magic != MAGIC {
         return Err(Foreign::Magic);
@@ -245,7 +267,12 @@ fn piece(bytes: &[u8]) -> Result<(Header, &[u8]), Foreign> {
         return Err(Foreign::Version);
     }
     let used = usize::try_from(header.used).map_err(|_| Foreign::Length)?;
-    Ok((header, rest.get(..used).ok_or(Foreign::Length)?))
+    let used = rest.get(..used).ok_or(Foreign::Length)?;
+    // No run has so many that their numbers end.
+    match header.first.checked_add(PIECE as u64) {
+        Some(_) => Ok(Some((header, used))),
+        None => Err(Foreign::Length),
+    }
 }
 
 #[cfg(test)]
@@ -284,6 +311,23 @@ mod tests {
         record
     }
 
+    fn read(bytes: &[u8]) -> (Option<Found>, Vec<Foreign>) {
+        super::read(bytes.chunks(PIECE))
+    }
+
+    /// The only tape that there is, without anything else.
+    fn whole(bytes: &[u8]) -> Found {
+        let (found, bad) = read(bytes);
+        assert_eq!(bad, []);
+        found.expect("a tape")
+    }
+
+    /// How many records are missing between the first of the run and the last that is there.
+    fn missing(found: &Found) -> u64 {
+        let last = found.records.last().map_or(0, |(number, _)| number + 1);
+        last - found.records.len() as u64
+    }
+
     fn read_all(files: &mut [File]) -> Vec<u8> {
         let read = |file: &mut File| {
             let mut bytes = Vec::new();
@@ -307,16 +351,15 @@ mod tests {
                 writer.append(&record(written));
                 written += 1;
             }
-            let found = read(&read_all(&mut files)).expect("whole");
+            let found = whole(&read_all(&mut files));
             let skipped = written - found.records.len() as u64;
             let expected = (skipped..written).map(|number| (number, record(number)));
             assert!(expected.eq(found.records.iter().copied()));
             assert_eq!(found.run, 7);
             assert!(found.last_beat.header.t_ns > 0);
-            let lost: Vec<u64> = found.behind(0).filter_map(|r| r.lost()).collect();
-            assert_eq!(lost, if skipped > 0 { vec![skipped] } else { vec![] });
-            let newest = [record(written - 1)];
-            assert!(found.behind(written - 1).eq(newest));
+            assert_eq!(missing(&found), skipped);
+            let newest = (written - 1, record(written - 1));
+            assert!(found.behind(written - 1).eq([[newest]]));
             overwritten = skipped / 1000;
         }
     }
@@ -336,19 +379,54 @@ mod tests {
     }
 
     #[test]
-    fn a_piece_that_lacks_is_counted_as_lost() {
+    fn what_is_wrong_with_a_piece_costs_its_own_records_alone() {
         let (mut writer, mut files) = tape(4);
         let mut written = 0;
         while writer.written.len() < 4 {
             writer.append(&record(written));
             written += 1;
         }
-        let mut bytes = read_all(&mut files);
-        bytes.drain(PIECE..2 * PIECE);
-        let found = read(&bytes).expect("the others");
-        let lost: u64 = found.behind(0).filter_map(|record| record.lost()).sum();
-        assert!(lost > 0);
-        assert_eq!(found.records.len() as u64 + lost, written);
+        let bytes = read_all(&mut files);
+        let first = read(&bytes[PIECE..]).0.expect("the others").records[0].0;
+        let (short, zeros) = ([7], [0; HEADER]);
+        let mut mixed = bytes[PIECE..2 * PIECE].to_vec();
+        mixed[32] ^= 1;
+        let cases: [(&[u8], &[Foreign]); 5] = [
+            (&bytes[..0], &[]),
+            (&zeros, &[]),
+            (&short, &[Foreign::Short]),
+            (&[7; HEADER], &[Foreign::Magic]),
+            (&mixed, &[Foreign::Mixed]),
+        ];
+        for (second, wrong) in cases {
+            let mut pieces: Vec<&[u8]> = bytes.chunks(PIECE).collect();
+            pieces[1] = second;
+            let (found, bad) = super::read(pieces);
+            assert_eq!(bad, wrong);
+            let found = found.expect("the others");
+            let stretches: Vec<u64> = found.behind(0).map(|records| records[0].0).collect();
+            assert_eq!((stretches.len(), stretches[0]), (2, 0));
+            assert!(stretches[1] > first);
+            assert!(missing(&found) > 0);
+            assert_eq!(found.records.len() as u64 + missing(&found), written);
+        }
+    }
+
+    #[test]
+    fn a_record_that_makes_no_sense_is_one_lost_and_those_behind_keep_their_numbers() {
+        let (file, memory) = memory();
+        let mut writer = Tape::new(7, memory);
+        let mut other = record(1);
+        other.header.kind = 0x80;
+        for record in [record(0), other, record(2)] {
+            writer.append(&record);
+        }
+        let found = whole(&read_all(&mut [file]));
+        assert_eq!(found.senseless, 1);
+        assert_eq!(
+            found.records,
+            [(0, record(0)), (1, lost(1)), (2, record(2))]
+        );
     }
 
     fn written(records: u64) -> Vec<u8> {
@@ -362,20 +440,21 @@ mod tests {
 
     #[test]
     fn what_is_cut_foreign_or_of_another_version_is_refused() {
-        let whole = written(3);
-        for length in 0..HEADER {
-            assert_eq!(read(&whole[..length]), Err(Foreign::Short));
+        let good = written(3);
+        for length in 1..HEADER {
+            assert_eq!(read(&good[..length]), (None, vec![Foreign::Short]));
         }
-        assert_eq!(read(&whole[..HEADER + 8]), Err(Foreign::Length));
-        assert_eq!(read(&[]), Err(Foreign::Short));
+        assert_eq!(read(&good[..HEADER + 8]), (None, vec![Foreign::Length]));
+        assert_eq!(read(&[]), (None, vec![]));
         for at in 0..16 {
-            let mut other = whole.clone();
+            let mut other = good.clone();
             other[at] ^= 0xFF;
-            assert!(read(&other).is_err(), "byte {at}");
+            let (found, bad) = read(&other);
+            assert_eq!((found, bad.len()), (None, 1), "byte {at}");
         }
-        let mut other = whole.clone();
-        other[32] ^= 1;
-        assert_eq!(read(&[whole, other].concat()), Err(Foreign::Mixed));
+        let mut other = good.clone();
+        other[FIRST..USED].fill(0xFF);
+        assert_eq!(read(&other), (None, vec![Foreign::Length]));
     }
 
     proptest! {
@@ -387,7 +466,7 @@ mod tests {
             let mut bytes = written(1)[..HEADER].to_vec();
             bytes[40..].copy_from_slice(&header);
             bytes.extend(&noise);
-            if let Ok(found) = read(&bytes) {
+            if let (Some(found), _) = read(&bytes) {
                 prop_assert!(found.records.len() <= noise.len() / 8);
             }
         }
@@ -399,7 +478,7 @@ mod tests {
         ) {
             let mut bytes = written(20);
             bytes[at] ^= 1_u8 << bit;
-            let found = read(&bytes).expect("the header is whole");
+            let found = whole(&bytes);
             prop_assert!(found.records.len() <= 20 * MOST / 8);
         }
     }

@@ -1,13 +1,14 @@
 //! From rules to what `lu_common::policy::evaluate` judges by.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::fs;
 use std::io;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use lu_common::event::session_id_of;
+use lu_common::event::{self, session_id_of};
 use lu_common::policy::{
     self, Attribute, Cgroup, Exe, INTERVALS, Name, Need, Policy, Quota, Ranges, Rules, need, quota,
 };
@@ -121,8 +122,22 @@ pub struct Compiled {
     pub rules: Vec<RuleName>,
     /// SHA-256 of the file's text.
     pub sha256: [u8; 32],
+    /// Whether it stays in force when lu ends.
+    pub persist: bool,
     /// What cannot match on this machine as it is.
     pub warnings: Vec<String>,
+}
+
+impl Compiled {
+    /// Its SHA-256 as sha256sum prints it.
+    #[must_use]
+    pub fn hash(&self) -> String {
+        self.sha256.iter().fold(String::new(), |mut text, byte| {
+            // Writing to a String does not fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+    }
 }
 
 /// What a rule is called.
@@ -154,6 +169,7 @@ pub fn compile(source: &Source, machine: &dyn Resolve) -> Result<Compiled, Error
             policy: compiler.policy,
             rules: source.rules.iter().map(RuleName::from).collect(),
             sha256: source.sha256,
+            persist: source.persist,
             warnings: compiler.warnings,
         })
     } else {
@@ -162,6 +178,24 @@ pub fn compile(source: &Source, machine: &dyn Resolve) -> Result<Compiled, Error
             text: source.text.clone(),
             problems: compiler.problems,
         }))
+    }
+}
+
+impl Compiled {
+    /// The rules' names, as records tell them.
+    #[must_use]
+    pub fn names(&self, generation: u64) -> Vec<event::RuleName> {
+        let name = |(number, rule): (usize, &RuleName)| {
+            let section = event::Section::from_raw(rule.section as u8);
+            event::RuleName::new(
+                generation,
+                number as u8,
+                section.unwrap_or(event::Section::Access),
+                rule.mode == Mode::Enforce,
+                &rule.name,
+            )
+        };
+        self.rules.iter().enumerate().map(name).collect()
     }
 }
 

@@ -24,6 +24,9 @@ pub(super) struct File {
     /// Whether rules refuse, or only tell what they would have refused; a rule can have a mode of its own.
     #[schemars(default)]
     pub mode: Mode,
+    /// Whether it stays in force when lu ends, by whatever end: until `lu policy detach`, or the next kernel.
+    #[schemars(default)]
+    pub persist: bool,
     /// Who may ask for what. The first that matches decides; what no rule matches is allowed.
     #[schemars(default)]
     pub access: Vec<Access>,
@@ -417,6 +420,10 @@ impl File {
                     Ok(mode) => file.mode = mode,
                     Err(problem) => problems.push(problem),
                 },
+                "persist" => match one(value) {
+                    Ok(persist) => file.persist = persist,
+                    Err(problem) => problems.push(problem),
+                },
                 "access" => file.access = each(value, "access", &mut problems),
                 "preserve" => file.preserve = each(value, "preserve", &mut problems),
                 "quota" => file.quota = each(value, "quota", &mut problems),
@@ -425,7 +432,7 @@ impl File {
                 other => problems.push(Problem::new(
                     key.span(),
                     format!("unknown key `{other}`"),
-                    "a policy has version, mode, and rules: [[access]], [[preserve]], [[quota]], [[require]], [[gate]]",
+                    "a policy has version, mode, persist, and rules: [[access]], [[preserve]], [[quota]], [[require]], [[gate]]",
                 )),
             }
         }

@@ -1,6 +1,6 @@
 //! A policy that was read, understood and checked; nothing of this machine is looked up yet.
 
-use std::fs::OpenOptions;
+use std::fs::{self, FileType, Metadata, OpenOptions};
 use std::io::Read as _;
 use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
@@ -31,6 +31,8 @@ pub struct Source {
     pub sha256: [u8; 32],
     /// The mode of the rules that have none of their own.
     pub mode: Mode,
+    /// Whether it stays in force when lu ends.
+    pub persist: bool,
     /// The rules, in the order of their numbers: access, preserve, quota, require, gate.
     pub rules: Vec<Rule>,
 }
@@ -158,6 +160,7 @@ impl Source {
             });
         }
         let (file, problems) = File::parse(text);
+        let persist = file.persist;
         let mut reader = Reader {
             text,
             mode: file.mode,
@@ -176,6 +179,7 @@ impl Source {
                 text: text.to_owned(),
                 sha256: Sha256::digest(text.as_bytes()).into(),
                 mode: reader.mode,
+                persist,
                 rules: reader.rules,
             });
         }
@@ -196,26 +200,18 @@ pub(super) fn read_text(path: &Path) -> Result<String, Error> {
         what,
     };
     let cannot = |error: std::io::Error| wrong(format!("cannot be read: {error}"));
-    // A FIFO that nobody writes to would keep open(2) waiting.
+    let regular = |about: &Metadata| match kind(about.file_type()) {
+        None => Ok(()),
+        Some(kind) => Err(wrong(format!("is {kind}; name a regular file"))),
+    };
+    // Some devices act on being opened; what is there by then may be another file, a FIFO that nobody writes to.
+    regular(&fs::metadata(path).map_err(cannot)?)?;
     let file = OpenOptions::new()
         .read(true)
         .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
         .open(path)
         .map_err(cannot)?;
-    let about = file.metadata().map_err(cannot)?;
-    let kind = about.file_type();
-    if !kind.is_file() {
-        let kind = if kind.is_dir() {
-            "a folder"
-        } else if kind.is_fifo() {
-            "a pipe"
-        } else if kind.is_socket() {
-            "a socket"
-        } else {
-            "a device"
-        };
-        return Err(wrong(format!("is {kind}; name a regular file")));
-    }
+    regular(&file.metadata().map_err(cannot)?)?;
     let mut bytes = Vec::new();
     file.take(FILE_MOST + 1)
         .read_to_end(&mut bytes)
@@ -244,6 +240,21 @@ pub(super) fn read_text(path: &Path) -> Result<String, Error> {
             ),
         }
     })
+}
+
+/// What a file is, if not a regular one.
+fn kind(of: FileType) -> Option<&'static str> {
+    if of.is_file() {
+        None
+    } else if of.is_dir() {
+        Some("a folder")
+    } else if of.is_fifo() {
+        Some("a pipe")
+    } else if of.is_socket() {
+        Some("a socket")
+    } else {
+        Some("a device")
+    }
 }
 
 /// Understands what a file has.

@@ -165,7 +165,9 @@ pub struct Pattern {
 
 impl Pattern {
     pub(super) fn parse(text: &str) -> Result<Self, Wrong> {
-        session_name(text)?;
+        if text != "*" {
+            session_name(&text.replacen('*', "", 1))?;
+        }
         let (prefix, suffix) = match text.split_once('*') {
             None => (text, None),
             Some((_, suffix)) if suffix.contains('*') => {
@@ -210,9 +212,9 @@ impl fmt::Display for Pattern {
     }
 }
 
-/// Whether a session can have this name; a pattern's `*` counts as nothing.
+/// Whether a session can have this name.
 pub(super) fn session_name(text: &str) -> Result<(), Wrong> {
-    let length = text.len() - text.matches('*').count().min(1);
+    let length = text.len();
     if text.is_empty() {
         Err((
             "no session has an empty name: this never matches".to_owned(),

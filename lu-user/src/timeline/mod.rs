@@ -800,11 +800,11 @@ fn restore(update: &mut Update, record: &Record, name: Option<String>) {
     }
 }
 
-/// How many calls that failed a record stands for: of reboot(KEXEC) without the privilege, which anybody can
+/// How many calls that failed a record stands for: of reboot(KEXEC) that was refused, which anybody can
 /// call as often as they like, only some are kept, with how many more there were (see
 /// [`crate::journal::refusals`]).
 fn times(kind: Kind, record: &Record) -> u64 {
-    if kind == Kind::Kexec && record.errno() == Some(errno::EPERM) {
+    if kind == Kind::Kexec {
         record.call.bytes.saturating_add(1)
     } else {
         1

@@ -224,14 +224,6 @@ impl Background {
         }
     }
 
-    /// Waits for its end, however it comes, and returns what it still said on standard error.
-    pub fn rest(mut self) -> Result<String, Failed> {
-        let mut rest = String::new();
-        self.stderr.read_to_string(&mut rest)?;
-        self.child.wait()?;
-        Ok(rest)
-    }
-
     /// Interrupts it and returns what it still said on standard error.
     pub fn stop(mut self) -> Result<String, Failed> {
         self.signal(Signal::SIGINT)?;

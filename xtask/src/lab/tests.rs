@@ -22,7 +22,7 @@ pub struct Test {
 }
 
 /// All of them.
-pub const ALL: [Test; 12] = [
+pub const ALL: [Test; 13] = [
     Test {
         name: "lab: a live update across a real kexec",
         run: live_update,
@@ -54,6 +54,10 @@ pub const ALL: [Test; 12] = [
     Test {
         name: "lab: lu never keeps the device from anybody",
         run: contention,
+    },
+    Test {
+        name: "lab: each run of a program that the kernel skips is counted",
+        run: skipped,
     },
     Test {
         name: "lab: ten thousand files without a lost event",
@@ -499,6 +503,35 @@ fn contention() -> Result<()> {
     ensure!(
         seen["longest_refusal_ns"].as_u64() < Some(REFUSED_AT_MOST_NS),
         "refused for longer than 5 ms: {seen}"
+    );
+    Ok(())
+}
+
+/// A unit test that needs fentry, as few machines but the lab's are sure to allow it.
+fn skipped() -> Result<()> {
+    let tests = crate::build::static_unit_tests()?;
+    let mut run = Run::new(Kernel::own()?, folder("skipped"));
+    run.includes.push(Include {
+        host: tests,
+        guest: "/bin/unit-tests".into(),
+    });
+    run.stages[0] = Some(
+        [
+            "unit-tests",
+            "--nocapture",
+            "each_run_that_the_kernel_skips_is_counted",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+    );
+    run.patches_busy_code = true;
+    run.kexecs = 0;
+    run.lu = None;
+    let outcome = passed(&run)?;
+    let said = outcome.read("stage1.out")? + &outcome.read("stage1.err")?;
+    ensure!(
+        said.contains("1 passed") && !said.contains("skipped: needs"),
+        "{said}"
     );
     Ok(())
 }

@@ -271,7 +271,7 @@ impl Orchestrator for Sessions {
     }
 
     fn reboot(&self, caller: &Task) -> Result<(), Errno> {
-        let function = black_box(__x64_sys_reboot as extern "C" fn(_) -> _);
+        let function = black_box(sys_reboot as extern "C" fn(_) -> _);
         from_c(function(ptr::from_ref(caller)) as c_int)
     }
 
@@ -640,10 +640,17 @@ extern "C" fn luo_startup() -> c_int {
     0
 }
 
-/// `long __x64_sys_reboot(const struct pt_regs *)`.
-#[unsafe(export_name = "sessions.__x64_sys_reboot")]
+/// `long __x64_sys_reboot(const struct pt_regs *)`, on arm64 `__arm64_sys_reboot`.
+#[cfg_attr(
+    target_arch = "aarch64",
+    unsafe(export_name = "sessions.__arm64_sys_reboot")
+)]
+#[cfg_attr(
+    not(target_arch = "aarch64"),
+    unsafe(export_name = "sessions.__x64_sys_reboot")
+)]
 #[inline(never)]
-extern "C" fn __x64_sys_reboot(regs: *const Task) -> c_long {
+extern "C" fn sys_reboot(regs: *const Task) -> c_long {
     black_box(regs);
     c_long::from(black_box(kernel_kexec as extern "C" fn() -> c_int)())
 }

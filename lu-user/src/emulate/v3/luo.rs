@@ -257,7 +257,7 @@ impl Orchestrator for V3 {
     }
 
     fn reboot(&self, caller: &Task) -> Result<(), Errno> {
-        let function = black_box(__x64_sys_reboot as extern "C" fn(_) -> _);
+        let function = black_box(sys_reboot as extern "C" fn(_) -> _);
         from_c(function(&raw const *caller) as c_int)
     }
 
@@ -469,10 +469,11 @@ extern "C" fn luo_startup() -> c_int {
     0
 }
 
-/// `long __x64_sys_reboot(const struct pt_regs *)`.
-#[unsafe(no_mangle)]
+/// `long __x64_sys_reboot(const struct pt_regs *)`, on arm64 `__arm64_sys_reboot`.
+#[cfg_attr(target_arch = "aarch64", unsafe(export_name = "__arm64_sys_reboot"))]
+#[cfg_attr(not(target_arch = "aarch64"), unsafe(export_name = "__x64_sys_reboot"))]
 #[inline(never)]
-extern "C" fn __x64_sys_reboot(regs: *const Task) -> c_long {
+extern "C" fn sys_reboot(regs: *const Task) -> c_long {
     black_box(regs);
     c_long::from(to_c(reboot::kernel_kexec()))
 }

@@ -31,6 +31,8 @@ const MOUNTS: [(&str, &str); 13] = [
     ("tmpfs", "/run"),
     ("debugfs", "/sys/kernel/debug"),
     ("tracefs", "/sys/kernel/tracing"),
+    ("bpf", "/sys/fs/bpf"),
+    ("cgroup2", "/sys/fs/cgroup"),
     ("securityfs", "/sys/kernel/security"),
     ("bpf", "/sys/fs/bpf"),
     ("cgroup2", "/sys/fs/cgroup"),

@@ -1,5 +1,7 @@
 //! The policy's language, and `evaluate` held against rules that are walked one by one.
 
+mod reference;
+
 use std::io;
 use std::path::Path;
 

@@ -1,0 +1,91 @@
+//! The policy's way out to user space.
+
+use aya_ebpf::helpers::bpf_get_smp_processor_id;
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, RingBuf};
+use lu_common::event::{Kind, Record, flags};
+use lu_common::policy::{Decision, Judged, NO_RULE, Operation, Untold, Verdict};
+
+use super::asked::Asked;
+use crate::call::{add, clear, now};
+use crate::orchestrator::current;
+
+/// Verdicts, to whoever listens; user space sets the size.
+#[map]
+static VERDICTS: RingBuf = RingBuf::with_byte_size(4096, 0);
+
+/// What could not be told.
+#[map]
+static UNTOLD: Array<Untold> = Array::with_max_entries(1, 0);
+
+#[inline(always)]
+fn count(field: impl FnOnce(&mut Untold) -> *mut u64) {
+    if let Some(untold) = UNTOLD.get_ptr_mut(0) {
+        // SAFETY: within the map; the reference serves to find the field, which is touched by atomic operations alone.
+        let field = field(unsafe { &mut *untold });
+        // SAFETY: an aligned integer within the map.
+        unsafe { add(field, 1) };
+    }
+}
+
+/// A request for which there was no room is let through.
+#[inline(always)]
+pub fn count_unjudged() {
+    count(|untold| &raw mut untold.unjudged);
+}
+
+#[inline(always)]
+fn send(kind: Kind, fill: impl FnOnce(&mut Judged)) {
+    let Some(mut slot) = VERDICTS.reserve::<Record>(0) else {
+        count(|untold| &raw mut untold.ring_full);
+        return;
+    };
+    // SAFETY: the slot has room for one record.
+    unsafe { clear(slot.as_mut_ptr()) };
+    // SAFETY: all-zero bytes are a record, and the slot is written through this reference alone.
+    let record = unsafe { slot.assume_init_mut() };
+    let header = &mut record.header;
+    header.kind = kind as u8;
+    header.flags = flags::SESSIONS;
+    header.t_ns = now();
+    // SAFETY: the helper has no preconditions.
+    header.cpu = unsafe { bpf_get_smp_processor_id() } as u16;
+    header.set_task(&current());
+    fill(zerocopy::transmute_mut!(&mut record.call));
+    slot.submit(0);
+}
+
+/// What became of a request.
+#[inline(always)]
+pub fn verdict(asked: &Asked, generation: u64, verdict: &Verdict, errno: u8) {
+    send(Kind::Verdict, |judged| {
+        let request = &asked.request;
+        judged.generation = generation;
+        judged.session = request.session;
+        judged.token = request.token;
+        judged.bytes = request.bytes;
+        judged.known = request.known;
+        judged.fd = asked.fd;
+        judged.kind = request.kind as u16;
+        judged.operation = request.operation as u8;
+        judged.decision = verdict.decision as u8;
+        judged.rule = asked.rule as u8;
+        judged.errno = errno;
+        judged.unsure = u8::from(verdict.unsure);
+    });
+}
+
+/// What was done is not what was judged.
+#[inline(always)]
+pub fn tampered(operation: Operation, generation: u64, session: u64, token: u64, differs: u8) {
+    send(Kind::Tampered, |judged| {
+        judged.generation = generation;
+        judged.session = session;
+        judged.token = token;
+        judged.fd = -1;
+        judged.operation = operation as u8;
+        judged.decision = Decision::Allow as u8;
+        judged.rule = NO_RULE;
+        judged.differs = differs;
+    });
+}

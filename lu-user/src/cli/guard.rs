@@ -1,0 +1,173 @@
+//! The policy that `lu run` puts in force.
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+use aya::maps::{MapData, RingBuf};
+use lu_common::event::{Header, Kind, PolicyLoaded, Record, Task, flags};
+use lu_user::enforce::Enforcer;
+use lu_user::export::duration;
+use lu_user::journal::clocks;
+use lu_user::orchestrator::Orchestrator;
+use lu_user::policy::{Compiled, Machine, Source, compile};
+
+/// A policy in force.
+pub struct Guard {
+    path: PathBuf,
+    enforcer: Enforcer,
+    compiled: Compiled,
+    generation: u64,
+}
+
+impl Guard {
+    /// Puts the policy of a file in force, and proves that it bites.
+    pub fn new(path: PathBuf, orchestrators: &[Orchestrator]) -> Result<Self> {
+        if !orchestrators.contains(&Orchestrator::Kernel) {
+            bail!(
+                "this machine's kernel has no orchestrator that a policy could be enforced on; an emulated one asks \
+                 the policy itself: lu emulate --policy {}",
+                path.display()
+            );
+        }
+        let compiled = read(&path)?;
+        let mut enforcer = Enforcer::new(compiled.persist).context("no policy is in force")?;
+        let before = enforcer.in_force()?.map(|before| before.policy.generation);
+        let generation = enforcer.apply(&compiled)?;
+        match enforcer.self_test() {
+            Err(error) if compiled.policy.enforce != 0 => {
+                return Err(error).context("no policy is in force");
+            }
+            Err(error) => eprintln!("lu: {error}; the policy tells nothing"),
+            Ok(()) => {}
+        }
+        let guard = Self {
+            path,
+            enforcer,
+            compiled,
+            generation,
+        };
+        guard.say();
+        match before {
+            Some(before) => eprintln!("lu: it took over from generation {before} without a gap"),
+            None => say_unprotected(),
+        }
+        Ok(guard)
+    }
+
+    fn say(&self) {
+        let rules = self.compiled.rules.len();
+        let enforced = self.compiled.policy.enforce.count_ones();
+        eprintln!(
+            "lu: policy {} in force, generation {}: {rules} rules, {enforced} of them enforced by the kernel (BPF LSM){}",
+            self.path.display(),
+            self.generation,
+            if self.compiled.persist {
+                ", until lu policy detach"
+            } else {
+                ""
+            }
+        );
+        for warning in &self.compiled.warnings {
+            eprintln!("lu: {warning}");
+        }
+    }
+
+    /// Reads the file again; where it is no policy, or cannot be put in force, what was stays so.
+    pub fn reload(&mut self) -> Vec<Record> {
+        let reloaded = read(&self.path).and_then(|compiled| {
+            self.generation = self.enforcer.apply(&compiled)?;
+            self.compiled = compiled;
+            Ok(())
+        });
+        match reloaded {
+            Ok(()) => {
+                self.say();
+                self.records()
+            }
+            Err(error) => {
+                eprintln!(
+                    "lu: {error:#}\nlu: generation {} stays in force",
+                    self.generation
+                );
+                Vec::new()
+            }
+        }
+    }
+
+    /// That it is in force, who did it, and what its rules are called.
+    pub fn records(&self) -> Vec<Record> {
+        let loaded = PolicyLoaded {
+            generation: self.generation,
+            sha256: self.compiled.sha256,
+            rules: self.compiled.rules.len() as u32,
+            enforced: self.compiled.policy.enforce.count_ones(),
+            loginuid: loginuid(),
+            padding: 0,
+            reserved: 0,
+        };
+        let names = self.compiled.names(self.generation);
+        let names = names
+            .into_iter()
+            .map(|name| made(Kind::Rule, zerocopy::transmute!(name)));
+        std::iter::once(made(Kind::Policy, zerocopy::transmute!(loaded)))
+            .chain(names)
+            .collect()
+    }
+
+    /// Where the verdicts come.
+    pub fn take_verdicts(&mut self) -> Option<RingBuf<MapData>> {
+        self.enforcer.take_verdicts()
+    }
+
+    /// What could not be told, if anything.
+    pub fn untold(&self) -> Option<String> {
+        let untold = self.enforcer.untold().ok()?;
+        let (full, unjudged) = (untold.ring_full, untold.unjudged);
+        (full + unjudged > 0).then(|| {
+            format!("{full} verdicts were lost, and {unjudged} requests let through unjudged for want of room")
+        })
+    }
+}
+
+/// A record of ours, with who we are.
+fn made(kind: Kind, payload: [u8; 64]) -> Record {
+    let mut record = Record::made(kind, clocks::now_ns(), payload);
+    let mut header = Header {
+        flags: flags::SESSIONS,
+        ..record.header
+    };
+    header.set_task(&Task {
+        pid: std::process::id(),
+        tid: std::process::id(),
+        uid: nix::unistd::getuid().as_raw(),
+        none: 0,
+        cgroup_id: 0,
+        comm: *b"lu\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
+    });
+    record.header = header;
+    record
+}
+
+/// The user that this process belongs to since the login; `u32::MAX`: none, or unknown.
+fn loginuid() -> u32 {
+    std::fs::read_to_string("/proc/self/loginuid")
+        .ok()
+        .and_then(|text| text.trim().parse().ok())
+        .unwrap_or(u32::MAX)
+}
+
+/// For how long this kernel ran programs before a policy was in force.
+fn say_unprotected() {
+    let init_ns = clocks::anchor().anchor().map(|anchor| anchor.init_ns);
+    let since = init_ns
+        .filter(|init_ns| *init_ns > 0)
+        .and_then(|init_ns| clocks::now_ns().checked_sub(init_ns));
+    eprintln!(
+        "lu: before that this kernel ran programs for {}, and nobody judged",
+        since.map_or_else(|| "an unknown time".to_owned(), duration)
+    );
+}
+
+fn read(path: &std::path::Path) -> Result<Compiled> {
+    Ok(compile(&Source::read(path)?, &Machine)?)
+}

@@ -1,0 +1,308 @@
+//! A policy in the kernel: its programs loaded and attached, a policy put in force, and the proof that it bites.
+//!
+//! What is in force can outlive lu: [`pins`] keeps programs and maps in a folder of the BPF file system.
+
+mod before;
+pub mod pins;
+mod programs;
+
+use std::fs::File;
+use std::io;
+use std::path::PathBuf;
+
+use aya::EbpfError;
+use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, RingBuf};
+use aya::programs::links::FdLink;
+use lu_common::policy::{
+    Account, InForce, KnownSession, Policy, TokenKey, Untold, WatchedToken, need,
+};
+use nix::errno::Errno;
+use zerocopy::FromZeros as _;
+
+use crate::emulate::DEVICE;
+use crate::journal::clocks::now_ns;
+use crate::policy::Compiled;
+
+/// Why a policy is not in force.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The programs cannot be loaded or attached.
+    #[error(
+        "the kernel refuses the policy's programs: {0}; `lu doctor` tells what this machine allows"
+    )]
+    Programs(String),
+    /// Something that the programs compare with is not known of this kernel.
+    #[error("this kernel does not tell {0}, without which nothing can be judged")]
+    Unknown(&'static str),
+    /// Its orchestrator is none that lu can enforce on.
+    #[error(
+        "policies are enforced on the kernel's orchestrator with the sessions interface, and this is {0}"
+    )]
+    Orchestrator(String),
+    /// A request that must be refused was not.
+    #[error(
+        "a request that must be refused was let through: {0}; bpf has to be in /sys/kernel/security/lsm, \
+         which the kernel's command line sets (lsm=…,bpf)"
+    )]
+    Toothless(String),
+    /// The BPF file system.
+    #[error("{path}: {error}{hint}", path = .path.display(), hint = if *.mounted { "" } else { "; `mount -t bpf bpf /sys/fs/bpf` brings it in" })]
+    Pins {
+        /// Where.
+        path: PathBuf,
+        /// What.
+        error: io::Error,
+        /// Whether there is a BPF file system at all.
+        mounted: bool,
+    },
+    /// Maps.
+    #[error("the policy's maps: {0}")]
+    Maps(#[from] MapError),
+}
+
+/// A type of `lu_common`, which aya may copy into the kernel and out of it.
+#[repr(transparent)]
+#[derive(Clone, Copy)]
+pub struct Plain<T>(pub T);
+
+// SAFETY: integers without padding; any bytes are a value.
+unsafe impl aya::Pod for Plain<InForce> {}
+// SAFETY: the same.
+unsafe impl aya::Pod for Plain<KnownSession> {}
+// SAFETY: the same.
+unsafe impl aya::Pod for Plain<TokenKey> {}
+// SAFETY: the same.
+unsafe impl aya::Pod for Plain<WatchedToken> {}
+// SAFETY: the same.
+unsafe impl aya::Pod for Plain<Account> {}
+// SAFETY: the same.
+unsafe impl aya::Pod for Plain<Untold> {}
+
+type Generation = Array<MapData, Plain<InForce>>;
+
+/// The maps that are shared with the programs.
+pub struct Maps {
+    policy: ArrayOfMaps<MapData, Generation>,
+    sessions: HashMap<MapData, u64, Plain<KnownSession>>,
+    tokens: HashMap<MapData, Plain<TokenKey>, Plain<WatchedToken>>,
+    account: Array<MapData, Plain<Account>>,
+    untold: Array<MapData, Plain<Untold>>,
+    self_test: Array<MapData, u64>,
+    /// Where the verdicts come; one reader takes it.
+    verdicts: Option<RingBuf<MapData>>,
+}
+
+/// The names of the maps, in [`Maps`]' order.
+const MAPS: [&str; 7] = [
+    "POLICY",
+    "SESSIONS",
+    "TOKENS",
+    "ACCOUNT",
+    "UNTOLD",
+    "SELF_TEST",
+    "VERDICTS",
+];
+
+impl Maps {
+    /// Takes each from somewhere.
+    fn take(mut from: impl FnMut(&'static str) -> Result<Map, Error>) -> Result<Self, Error> {
+        let [
+            policy,
+            sessions,
+            tokens,
+            account,
+            untold,
+            self_test,
+            verdicts,
+        ] = MAPS;
+        Ok(Self {
+            policy: ArrayOfMaps::try_from(from(policy)?)?,
+            sessions: HashMap::try_from(from(sessions)?)?,
+            tokens: HashMap::try_from(from(tokens)?)?,
+            account: Array::try_from(from(account)?)?,
+            untold: Array::try_from(from(untold)?)?,
+            self_test: Array::try_from(from(self_test)?)?,
+            verdicts: Some(RingBuf::try_from(from(verdicts)?)?),
+        })
+    }
+}
+
+/// What keeps the programs attached.
+enum Held {
+    /// This process.
+    Here(#[expect(dead_code, reason = "held, and dropped")] Vec<FdLink>),
+    /// The BPF file system.
+    Pinned,
+}
+
+/// The kernel judges by a policy, as long as this lives or its pins are there.
+pub struct Enforcer {
+    maps: Maps,
+    _held: Held,
+    /// The generation that is in force.
+    current: Option<Generation>,
+    /// Whether it was there before: another lu's, which was taken over.
+    pub taken_over: bool,
+}
+
+impl Enforcer {
+    /// Loads the programs and attaches them; where `persist` says so they are pinned, and where they are pinned
+    /// already they are taken over, with what they are judging by.
+    pub fn new(persist: bool) -> Result<Self, Error> {
+        if let Some(pinned) = Self::pinned()? {
+            return Ok(pinned);
+        }
+        let mut programs = programs::load()?;
+        let links = programs::attach(&mut programs)?;
+        let held = if persist {
+            pins::create(&mut programs, links)?;
+            Held::Pinned
+        } else {
+            Held::Here(links.into_iter().map(|(_, link)| link).collect())
+        };
+        let mut maps = Maps::take(|name| {
+            programs
+                .take_map(name)
+                .ok_or_else(|| Error::Programs(format!("there is no map {name}")))
+        })?;
+        before::note(&mut maps.sessions, &mut maps.account)?;
+        Ok(Self {
+            maps,
+            _held: held,
+            current: None,
+            taken_over: false,
+        })
+    }
+
+    /// What is pinned, if anything is.
+    pub fn pinned() -> Result<Option<Self>, Error> {
+        let Some(maps) = pins::open()? else {
+            return Ok(None);
+        };
+        let current = match maps.policy.get(&0, 0) {
+            Ok(current) => Some(current),
+            Err(MapError::KeyNotFound) => None,
+            Err(error) => return Err(error.into()),
+        };
+        Ok(Some(Self {
+            maps,
+            _held: Held::Pinned,
+            current,
+            taken_over: true,
+        }))
+    }
+
+    /// Asks for something that must be refused.
+    pub fn self_test(&mut self) -> Result<(), Error> {
+        let thread = (u64::from(std::process::id()) << 32) | nix::unistd::gettid().as_raw() as u64;
+        self.maps.self_test.set(0, thread, 0)?;
+        let opened = File::open(DEVICE);
+        self.maps.self_test.set(0, 0, 0)?;
+        match opened {
+            Err(error) if error.raw_os_error() == Some(Errno::ENOTUNIQ as i32) => Ok(()),
+            Err(error) => Err(Error::Toothless(format!("opening {DEVICE} said {error}"))),
+            Ok(_) => Err(Error::Toothless(format!("{DEVICE} could be opened"))),
+        }
+    }
+
+    /// What is in force, and how often its rules have decided; `None`: nothing yet.
+    pub fn in_force(&self) -> Result<Option<Box<InForce>>, Error> {
+        self.current
+            .as_ref()
+            .map(|current| Ok(Box::new(current.get(&0, 0)?.0)))
+            .transpose()
+    }
+
+    /// Puts a policy in force, in one step: what was in force judges until then. The generation that it is now.
+    pub fn apply(&mut self, compiled: &Compiled) -> Result<u64, Error> {
+        let before = self.in_force()?;
+        let generation = before.map_or(0, |before| before.policy.generation) + 1;
+        let mut next = Box::new(InForce::new_zeroed());
+        next.policy = *compiled.policy;
+        next.policy.generation = generation;
+        next.sha256 = compiled.sha256;
+        for (place, name) in next.names.iter_mut().zip(compiled.names(generation)) {
+            *place = name;
+        }
+        self.watch(&compiled.policy)?;
+        let mut map = Generation::create(1, 0)?;
+        map.set(0, Plain(*next), 0)?;
+        self.maps.policy.set(0, &map, 0)?;
+        self.current = Some(map);
+        self.unwatch(&compiled.policy)?;
+        Ok(generation)
+    }
+
+    /// The tokens that a policy asks for are looked for from now on.
+    fn watch(&mut self, policy: &Policy) -> Result<(), Error> {
+        for key in wanted(policy) {
+            let known = self.maps.sessions.get(&key.session, 0).map(|known| known.0);
+            let watched = WatchedToken {
+                since_ns: now_ns(),
+                may_be_restored: u64::from(
+                    known.is_ok_and(|known| known.state == KnownSession::UNKNOWN),
+                ),
+                ..WatchedToken::default()
+            };
+            // What is looked for already goes on being so.
+            match self
+                .maps
+                .tokens
+                .insert(Plain(key), Plain(watched), NO_EXIST)
+            {
+                Err(MapError::SyscallError(error))
+                    if error.io_error.raw_os_error() == Some(Errno::EEXIST as i32) => {}
+                done => done?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Others no longer.
+    fn unwatch(&mut self, policy: &Policy) -> Result<(), Error> {
+        let kept: std::collections::BTreeSet<(u64, u64)> =
+            wanted(policy).map(|key| (key.session, key.token)).collect();
+        let all: Vec<Plain<TokenKey>> = self.maps.tokens.keys().collect::<Result<_, _>>()?;
+        for key in all {
+            if !kept.contains(&(key.0.session, key.0.token)) {
+                self.maps.tokens.remove(&key)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What the programs could not do.
+    pub fn untold(&self) -> Result<Untold, Error> {
+        Ok(self.maps.untold.get(&0, 0)?.0)
+    }
+
+    /// What is preserved, as the kernel counts it.
+    pub fn account(&self) -> Result<Account, Error> {
+        Ok(self.maps.account.get(&0, 0)?.0)
+    }
+
+    /// The verdicts' end; `None` where it was taken before.
+    pub fn take_verdicts(&mut self) -> Option<RingBuf<MapData>> {
+        self.maps.verdicts.take()
+    }
+}
+
+/// `BPF_NOEXIST` (`include/uapi/linux/bpf.h`).
+const NO_EXIST: u64 = 1;
+
+fn wanted(policy: &Policy) -> impl Iterator<Item = TokenKey> {
+    policy
+        .needs
+        .iter()
+        .filter(|need| matches!(need.sort, need::TOKEN | need::RESTORED))
+        .map(|need| TokenKey {
+            session: need.session,
+            token: need.value,
+        })
+}
+
+impl From<EbpfError> for Error {
+    fn from(error: EbpfError) -> Self {
+        Self::Programs(crate::attach::chain(&error))
+    }
+}
