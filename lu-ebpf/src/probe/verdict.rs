@@ -4,10 +4,10 @@ use lu_common::event::Kind;
 
 use super::Handler;
 use crate::attach::{Entry, Exit};
-use crate::call;
+use crate::call::{self, Named};
 
-/// `void lu_verdict(const struct task *, const struct judged *, const struct rule_name *)`: what is not a plain
-/// allow.
+/// `void lu_verdict(const struct task *, const struct judged *, const struct rule_name *, const char *session)`: what
+/// is not a plain allow.
 pub struct Verdict;
 
 impl Handler for Verdict {
@@ -17,6 +17,12 @@ impl Handler for Verdict {
             return call::count_missing();
         };
         call::send_rule::<E::Orchestrator>(context, entry.flags(), entry.arg(2));
+        // Of a session that was refused nobody has heard yet.
+        let session = entry.arg(3);
+        if session != 0 {
+            let name = Some(Named::Text(session));
+            call::set_session::<E::Orchestrator>(context, entry.flags(), name);
+        }
         call::send_payload::<E::Orchestrator>(context, Kind::Verdict, entry.flags(), entry.arg(1));
         context.end(0);
     }

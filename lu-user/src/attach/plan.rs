@@ -116,8 +116,8 @@ const V3: &[Hook] = hooks! {
     liveupdate_reboot("int (void)"), reboot: "the kexec, and one that failed";
     machine_kexec("void (struct kimage *)"), jump: "the end of the old kernel", entry_only;
     luo_startup("int (void)"), boot: "the start of the new kernel", emulated;
-    lu_verdict("void (const struct task *, const struct judged *, const struct rule_name *)"), verdict:
-        "what a policy refuses", emulated, entry_only;
+    lu_verdict("void (const struct task *, const struct judged *, const struct rule_name *, const char *)"),
+        verdict: "what a policy refuses", emulated, entry_only;
     lu_policy_loaded("void (const struct task *, const struct policy_loaded *)"), policy_loaded:
         "which policy is loaded", emulated, entry_only;
 };
@@ -174,8 +174,8 @@ const SESSIONS: &[Hook] = hooks! {
     machine_shutdown("void (void)"), machine_shutdown: "the stop of the other CPUs", kernel;
     machine_kexec("void (struct kimage *)"), jump: "the end of the old kernel", entry_only;
     luo_startup("int (void)"), boot: "the start of the new kernel", emulated;
-    lu_verdict("void (const struct task *, const struct judged *, const struct rule_name *)"), verdict:
-        "what a policy refuses", emulated, entry_only;
+    lu_verdict("void (const struct task *, const struct judged *, const struct rule_name *, const char *)"),
+        verdict: "what a policy refuses", emulated, entry_only;
     lu_policy_loaded("void (const struct task *, const struct policy_loaded *)"), policy_loaded:
         "which policy is loaded", emulated, entry_only;
 };

@@ -21,8 +21,8 @@ use nix::sys::stat::Mode;
 ///
 /// Asks for what the policy asks for before a kexec (its requirements and the conditions of its gate), and always
 /// that an image is loaded, that the device can be opened (it is closed at once), that `lu run` watches, and that
-/// nothing in the update under way needs attention, such as a freeze that failed. What is preserved comes from the journal of `lu run`: what lu has not
-/// seen is unknown, which is not ready, unless the rule says `on_error = "allow"`.
+/// nothing in the update under way needs attention, such as a freeze that failed. What is preserved comes from the
+/// journal: what lu has not seen is unknown, which is not ready where the rule says `on_error = "deny"`.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  lu gate --policy /etc/lu/policy.toml && systemctl kexec\n  lu gate --json | jq '.conditions[] | select(.ready | not)'\n\nExit status: 0 ready, 1 not ready, 2 wrong usage, or a policy with errors."

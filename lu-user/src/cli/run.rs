@@ -529,6 +529,7 @@ mod tests {
             recorder: None,
             recorder_size: ByteSize(recorder::SIZE),
             recorder_in: RecorderIn::File,
+            audit: None,
             printer: None,
             urgent: None,
             waiting: Vec::new(),

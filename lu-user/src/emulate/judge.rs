@@ -235,13 +235,18 @@ impl Enforced {
         };
         let rule = self.rules.get(usize::from(verdict.rule)).copied();
         let function = match interface {
-            Interface::V3 => lu_verdict as extern "C" fn(_, _, _),
+            Interface::V3 => lu_verdict as extern "C" fn(_, _, _, _),
             Interface::Sessions => sessions_lu_verdict,
         };
         black_box(function)(
             ptr::from_ref(&asked.client.task),
             ptr::from_ref(&judged),
             rule.as_ref().map_or(ptr::null(), ptr::from_ref),
+            if asked.session_id() == 0 {
+                ptr::null()
+            } else {
+                asked.session.as_ptr()
+            },
         );
         if verdict.decision == Decision::Deny {
             Err(Errno::from_raw(i32::from(verdict.errno(&self.policy))))
@@ -254,16 +259,26 @@ impl Enforced {
 /// What a policy says of a request, where that is not a plain allow: for whoever watches.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn lu_verdict(who: *const Task, judged: *const Judged, rule: *const RuleName) {
-    black_box((who, judged, rule));
+extern "C" fn lu_verdict(
+    who: *const Task,
+    judged: *const Judged,
+    rule: *const RuleName,
+    session: *const u8,
+) {
+    black_box((who, judged, rule, session));
 }
 
 /// The same of the sessions interface.
 #[unsafe(export_name = "sessions.lu_verdict")]
 #[inline(never)]
-extern "C" fn sessions_lu_verdict(who: *const Task, judged: *const Judged, rule: *const RuleName) {
+extern "C" fn sessions_lu_verdict(
+    who: *const Task,
+    judged: *const Judged,
+    rule: *const RuleName,
+    session: *const u8,
+) {
     black_box("sessions.lu_verdict");
-    black_box((who, judged, rule));
+    black_box((who, judged, rule, session));
 }
 
 /// A policy is in force from now on: for whoever watches.

@@ -218,7 +218,7 @@ fn verdicts(text: &mut String, report: &Report) {
         .iter()
         .all(|verdict| verdict.enforced_by == first.enforced_by);
     let enforcer = if one {
-        format!(" ({} asked it)", first.enforced_by.title())
+        format!(", enforced by {}", first.enforced_by.title())
     } else {
         String::new()
     };

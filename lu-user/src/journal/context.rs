@@ -72,3 +72,29 @@ impl Context {
             .collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lu_common::event::{RuleName, Section};
+
+    use super::*;
+
+    #[test]
+    fn the_names_of_the_newest_policies_rules_are_said_again_and_each_once() {
+        let mut context = Context::default();
+        for generation in 0..10 {
+            for number in 0..64 {
+                let name = format!("rule {number} of {generation}");
+                let rule = RuleName::new(generation, number, Section::Access, true, &name);
+                let record = Record::made(Kind::Rule, 1, zerocopy::transmute!(rule));
+                context.push(&record);
+                context.push(&record);
+            }
+        }
+        let records = context.records();
+        assert_eq!(records.len(), RULES);
+        let of_the_last =
+            |record: &&Record| record.rule_name().map(|rule| rule.generation) == Some(9);
+        assert_eq!(records.iter().filter(of_the_last).count(), 64);
+    }
+}
