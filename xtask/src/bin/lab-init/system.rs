@@ -34,8 +34,6 @@ const MOUNTS: [(&str, &str); 13] = [
     ("bpf", "/sys/fs/bpf"),
     ("cgroup2", "/sys/fs/cgroup"),
     ("securityfs", "/sys/kernel/security"),
-    ("bpf", "/sys/fs/bpf"),
-    ("cgroup2", "/sys/fs/cgroup"),
     ("fusectl", "/sys/fs/fuse/connections"),
 ];
 
