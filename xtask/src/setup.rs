@@ -52,7 +52,7 @@ impl Program {
     }
 }
 
-const PROGRAMS: [Program; 13] = [
+const PROGRAMS: [Program; 14] = [
     Program {
         name: "cc",
         package: "gcc libc6-dev",
@@ -65,6 +65,12 @@ const PROGRAMS: [Program; 13] = [
             For::LabShell,
             For::LabKernel,
         ],
+    },
+    Program {
+        name: "objcopy",
+        package: "binutils",
+        why: "makes a copy of lu with few hooks for the tests; nm comes with it",
+        wanted: &[For::Test],
     },
     Program {
         name: "bpftrace",

@@ -172,10 +172,8 @@ impl Watch {
                 pause = (pause * 2).min(LONGEST_TICK);
                 tick.as_mut().reset(tokio::time::Instant::now() + pause);
             }
-            if sink.is_urgent() {
-                // Soon nobody can.
-                collector.ask_programs().context(NOT_COUNTED)?;
-            }
+            // Soon nobody can ask. The CPUs may stop before all are asked, so records are taken in between.
+            let mut unasked = collector.programs();
             let mut sweeps = 0_u32;
             while sink.is_urgent() && !stop.load(Ordering::Relaxed) {
                 let mut failed = Ok(());
@@ -193,6 +191,13 @@ impl Watch {
                 }
                 sweeps = sweeps.wrapping_add(1);
                 failed?;
+                if let Some(program) = unasked.next() {
+                    collector.ask_program(program).context(NOT_COUNTED)?;
+                    if unasked.is_empty() {
+                        // Now they are told.
+                        sweeps = 0;
+                    }
+                }
                 sink.beat();
                 // What the shutdown needs of this CPU comes first: at once, and not when a slice of ours is over.
                 std::thread::yield_now();

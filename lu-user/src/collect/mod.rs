@@ -1,6 +1,7 @@
 //! From the ring buffer to typed events, in order, with every loss counted.
 
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd as _, AsRawFd, RawFd};
 use std::time::Duration;
 
@@ -50,10 +51,8 @@ pub struct Collector {
     more: bool,
     /// How many records the ring buffer holds.
     capacity: usize,
-    /// See [`Losses::skipped`].
-    skipped: u64,
-    /// The programs to ask for it; `programs` keeps them open.
-    asked: Vec<RawFd>,
+    /// The programs to ask for [`Losses::skipped`], and what each has told; `_programs` keeps them open.
+    asked: Vec<(RawFd, u64)>,
     /// The hooks are attached as long as their programs are held.
     _programs: aya::Ebpf,
 }
@@ -71,7 +70,7 @@ impl Collector {
     pub fn new(attached: Attached) -> io::Result<Self> {
         let asked = attached
             .asked_for_skips()
-            .map(|program| program.as_fd().as_raw_fd())
+            .map(|program| (program.as_fd().as_raw_fd(), 0))
             .collect();
         let Attached {
             programs,
@@ -90,7 +89,6 @@ impl Collector {
             told: 0,
             more: false,
             capacity,
-            skipped: 0,
             asked,
             _programs: programs,
         })
@@ -178,11 +176,20 @@ impl Collector {
     /// Asks the kernel which runs of programs it has skipped; [`finish`](Self::finish) tells them. That takes some
     /// microseconds for each program, too long for every batch.
     pub fn ask_programs(&mut self) -> io::Result<()> {
-        self.skipped = self
-            .asked
-            .iter()
-            .map(|program| skipped::runs(*program))
-            .sum::<io::Result<u64>>()?;
+        self.programs()
+            .try_for_each(|program| self.ask_program(program))
+    }
+
+    /// The programs to ask, by number.
+    pub const fn programs(&self) -> Range<usize> {
+        0..self.asked.len()
+    }
+
+    /// Asks one of [`programs`](Self::programs).
+    pub fn ask_program(&mut self, number: usize) -> io::Result<()> {
+        if let Some((program, skipped)) = self.asked.get_mut(number) {
+            *skipped = skipped::runs(*program)?;
+        }
         Ok(())
     }
 
@@ -190,7 +197,7 @@ impl Collector {
     pub fn losses(&self) -> io::Result<Losses> {
         let all = self.counters.get(&0, 0).map_err(io::Error::other)?;
         let none = Losses {
-            skipped: self.skipped,
+            skipped: self.asked.iter().map(|(_, skipped)| skipped).sum(),
             ..Losses::default()
         };
         Ok(all.iter().fold(none, |sum, cpu| {

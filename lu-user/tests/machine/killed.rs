@@ -13,10 +13,11 @@ use lu_user::journal::{self, Journal, Reader, Retention};
 use lu_user::timeline::Names;
 
 use crate::clients::path;
-use crate::support::{Outcome, client, lu, scratch, trial};
+use crate::support::{Outcome, client, lu, scratch, trial_with};
 
 pub fn trials() -> Vec<Trial> {
-    vec![trial(
+    vec![trial_with(
+        "objcopy",
         "killed_fifty_times_lu_run_has_kept_every_record_and_every_update_that_it_told",
         killed,
     )]

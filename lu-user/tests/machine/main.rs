@@ -12,8 +12,14 @@ mod support;
 mod watched;
 
 use libtest_mimic::{Arguments, Trial};
+use lu_user::emulate::control::FOLDER;
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
 
 fn main() {
+    if let Err(error) = alone() {
+        eprintln!("what other emulators on this machine do is watched too: {error}");
+    }
     let mut trials: Vec<Trial> = Vec::new();
     trials.extend(clients::trials());
     trials.extend(robust::trials());
@@ -24,7 +30,24 @@ fn main() {
     trials.extend(policy::trials());
     trials.extend(killed::trials());
     let mut args = Arguments::from_args();
-    // They share the machine: emulators are found by their sockets, and timings would be disturbed.
+    // They share the folder of the emulators' sockets, and timings would be disturbed.
     args.test_threads = Some(1);
     libtest_mimic::run(&args, trials).exit();
+}
+
+/// From now on no emulator that somebody else runs on this machine is found: lu would watch its updates too, and
+/// tell them with ours.
+fn alone() -> Result<(), Box<dyn std::error::Error>> {
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+    mount(None::<&str>, "/", None::<&str>, private, None::<&str>)?;
+    std::fs::create_dir_all(FOLDER)?;
+    mount(
+        Some("tmpfs"),
+        FOLDER,
+        Some("tmpfs"),
+        MsFlags::empty(),
+        Some("mode=700"),
+    )?;
+    Ok(())
 }

@@ -4,7 +4,7 @@ use libtest_mimic::{Failed, Trial};
 
 use crate::clients::path;
 use crate::commands::watched;
-use crate::support::{Outcome, client, expect_status, lu, run, scratch, trial};
+use crate::support::{Outcome, client, expect_status, lu, run, scratch, trial, trial_with};
 
 pub fn trials() -> Vec<Trial> {
     vec![
@@ -16,7 +16,7 @@ pub fn trials() -> Vec<Trial> {
         trial("a_sessions_update_is_reported_whole", reported),
         trial("ctl_takes_a_session_over_a_kexec", ctl),
         trial("options_of_the_other_interface_are_refused", options),
-        trial("every_function_is_a_place_of_its_own", places),
+        trial_with("nm", "every_function_is_a_place_of_its_own", places),
     ]
 }
 

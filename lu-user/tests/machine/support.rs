@@ -18,8 +18,21 @@ const LIMIT: Duration = Duration::from_mins(3);
 
 /// A test, ignored with a reason where the machine cannot run it.
 pub fn trial(name: &'static str, run: fn() -> Outcome) -> Trial {
-    let lacking = lacking();
-    if let Some(why) = lacking {
+    listed(name, run, lacking().map(str::to_owned))
+}
+
+/// A test that needs `tool` too.
+pub fn trial_with(tool: &str, name: &'static str, run: fn() -> Outcome) -> Trial {
+    let is_here = || Command::new(tool).arg("--version").output().is_ok();
+    let why = match lacking() {
+        None if !is_here() => Some(format!("needs {tool}")),
+        why => why.map(str::to_owned),
+    };
+    listed(name, run, why)
+}
+
+fn listed(name: &'static str, run: fn() -> Outcome, lacking: Option<String>) -> Trial {
+    if let Some(why) = &lacking {
         eprintln!("ignored: {name}: {why}");
     }
     Trial::test(name, run).with_ignored_flag(lacking.is_some())

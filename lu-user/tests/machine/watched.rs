@@ -38,13 +38,14 @@ fn every_ioctl() -> Outcome {
     if lost != 0 {
         return Err(format!("{lost} events lost").into());
     }
-    // Somebody else's emulator may be running, and is watched too.
-    let ours = || of_kind(&events, "unpreserve").filter(|e| e["comm"] == "hammer-static");
-    let tokens: Vec<u64> = ours().filter_map(|e| e["token"].as_u64()).collect();
+    let tokens: Vec<u64> = of_kind(&events, "unpreserve")
+        .filter_map(|e| e["token"].as_u64())
+        .collect();
     if tokens.len() as u64 != IOCTLS || !tokens.iter().copied().eq(0..IOCTLS) {
         return Err(format!("{} ioctls seen, or not in order", tokens.len()).into());
     }
-    if ours().any(|e| e["errno"] != "ENOENT" || e["cmd"] != "FD_UNPRESERVE") {
+    if of_kind(&events, "unpreserve").any(|e| e["errno"] != "ENOENT" || e["cmd"] != "FD_UNPRESERVE")
+    {
         return Err("an ioctl without its errno or command".into());
     }
     // Each CPU counts its records without a gap.
