@@ -181,6 +181,7 @@ impl Collector {
     }
 
     /// The programs to ask, by number.
+    #[must_use]
     pub const fn programs(&self) -> Range<usize> {
         0..self.asked.len()
     }

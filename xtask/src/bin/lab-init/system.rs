@@ -32,6 +32,8 @@ const MOUNTS: [(&str, &str); 13] = [
     ("debugfs", "/sys/kernel/debug"),
     ("tracefs", "/sys/kernel/tracing"),
     ("securityfs", "/sys/kernel/security"),
+    ("bpf", "/sys/fs/bpf"),
+    ("cgroup2", "/sys/fs/cgroup"),
     ("fusectl", "/sys/fs/fuse/connections"),
 ];
 
