@@ -31,6 +31,7 @@ pub fn trial_with(tool: &str, name: &'static str, run: fn() -> Outcome) -> Trial
     listed(name, run, why)
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "what lacks is told once")]
 fn listed(name: &'static str, run: fn() -> Outcome, lacking: Option<String>) -> Trial {
     if let Some(why) = &lacking {
         eprintln!("ignored: {name}: {why}");
