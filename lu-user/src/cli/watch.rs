@@ -141,68 +141,32 @@ impl Watch {
                     failed = sink.record(record);
                 }
             };
-            let mut ticked = false;
-            let mut reloads = false;
-            let go_on = tokio::select! {
+            let woken = tokio::select! {
                 collected = collector.collect(&mut each) => {
                     collected.context("cannot read the ring buffer")?;
-                    true
+                    Woken::Records
                 }
-                () = &mut tick => {
-                    ticked = true;
-                    true
-                }
-                _ = interrupt.recv() => false,
-                _ = terminate.recv() => false,
-                _ = hangup.recv() => {
-                    reloads = can_reload;
-                    can_reload
-                }
-                () = &mut end => false,
+                () = &mut tick => Woken::Tick,
+                _ = interrupt.recv() => Woken::End,
+                _ = terminate.recv() => Woken::End,
+                _ = hangup.recv() => if can_reload { Woken::Reload } else { Woken::End },
+                () = &mut end => Woken::End,
             };
-            if ticked || !go_on {
+            if matches!(woken, Woken::Tick | Woken::End) {
                 collector.take_stock(&mut each).context(NOT_COUNTED)?;
             }
             failed?;
-            if reloads {
-                sink.reload()?;
-            }
-            if ticked {
-                sink.tick()?;
-                pause = (pause * 2).min(LONGEST_TICK);
-                tick.as_mut().reset(tokio::time::Instant::now() + pause);
-            }
-            // Soon nobody can ask. The CPUs may stop before all are asked, so records are taken in between.
-            let mut unasked = collector.programs();
-            let mut sweeps = 0_u32;
-            while sink.is_urgent() && !stop.load(Ordering::Relaxed) {
-                let mut failed = Ok(());
-                let each = |record: &Record| {
-                    if failed.is_ok() {
-                        failed = sink.record(record);
-                    }
-                };
-                if sweeps.is_multiple_of(ASK_FOR_LOSSES) {
-                    collector
-                        .finish(each)
-                        .context("cannot read the ring buffer")?;
-                } else {
-                    collector.sweep(each);
+            match woken {
+                Woken::Reload => sink.reload()?,
+                Woken::Tick => {
+                    sink.tick()?;
+                    pause = (pause * 2).min(LONGEST_TICK);
+                    tick.as_mut().reset(tokio::time::Instant::now() + pause);
                 }
-                sweeps = sweeps.wrapping_add(1);
-                failed?;
-                if let Some(program) = unasked.next() {
-                    collector.ask_program(program).context(NOT_COUNTED)?;
-                    if unasked.is_empty() {
-                        // Now they are told.
-                        sweeps = 0;
-                    }
-                }
-                sink.beat();
-                // What the shutdown needs of this CPU comes first: at once, and not when a slice of ours is over.
-                std::thread::yield_now();
+                Woken::Records | Woken::End => {}
             }
-            if !go_on {
+            hurry(&mut collector, sink, &stop)?;
+            if matches!(woken, Woken::End) {
                 sink.end()?;
                 return collector.losses().context("cannot read the loss counters");
             }
@@ -213,6 +177,49 @@ impl Watch {
                 .context("cannot wait for events")?;
         }
     }
+}
+
+/// What there is to do.
+enum Woken {
+    Records,
+    Tick,
+    Reload,
+    End,
+}
+
+/// Takes records without sleeping for as long as this kernel is about to go.
+fn hurry(collector: &mut Collector, sink: &mut impl Sink, stop: &AtomicBool) -> Result<()> {
+    // Soon nobody can ask. The CPUs may stop before all are asked, so records are taken in between.
+    let mut unasked = collector.programs();
+    let mut sweeps = 0_u32;
+    while sink.is_urgent() && !stop.load(Ordering::Relaxed) {
+        let mut failed = Ok(());
+        let each = |record: &Record| {
+            if failed.is_ok() {
+                failed = sink.record(record);
+            }
+        };
+        if sweeps.is_multiple_of(ASK_FOR_LOSSES) {
+            collector
+                .finish(each)
+                .context("cannot read the ring buffer")?;
+        } else {
+            collector.sweep(each);
+        }
+        sweeps = sweeps.wrapping_add(1);
+        failed?;
+        if let Some(program) = unasked.next() {
+            collector.ask_program(program).context(NOT_COUNTED)?;
+            if unasked.is_empty() {
+                // Now they are told.
+                sweeps = 0;
+            }
+        }
+        sink.beat();
+        // What the shutdown needs of this CPU comes first: at once, and not when a slice of ours is over.
+        std::thread::yield_now();
+    }
+    Ok(())
 }
 
 /// What was lost, and what to do about it, for the last line.
