@@ -21,6 +21,7 @@ use zerocopy::FromZeros as _;
 
 use crate::emulate::DEVICE;
 use crate::journal::clocks::now_ns;
+use crate::loaded::rule_names;
 use crate::policy::Compiled;
 
 /// Why a policy is not in force.
@@ -221,7 +222,7 @@ impl Enforcer {
         next.policy = *compiled.policy;
         next.policy.generation = generation;
         next.sha256 = compiled.sha256;
-        for (place, name) in next.names.iter_mut().zip(compiled.names(generation)) {
+        for (place, name) in next.names.iter_mut().zip(rule_names(compiled, generation)) {
             *place = name;
         }
         self.watch(&compiled.policy)?;
