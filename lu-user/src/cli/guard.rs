@@ -77,7 +77,13 @@ impl Guard {
     pub fn reload(&mut self) -> Vec<Record> {
         let reloaded = read(&self.path).and_then(|compiled| {
             self.generation = self.enforcer.apply(&compiled)?;
-            self.compiled = compiled;
+            if compiled.persist != self.compiled.persist {
+                eprintln!("lu: whether it persists is settled when lu run starts");
+            }
+            self.compiled = Compiled {
+                persist: self.compiled.persist,
+                ..compiled
+            };
             Ok(())
         });
         match reloaded {
