@@ -172,36 +172,7 @@ impl Watch {
                 pause = (pause * 2).min(LONGEST_TICK);
                 tick.as_mut().reset(tokio::time::Instant::now() + pause);
             }
-            // Soon nobody can ask. The CPUs may stop before all are asked, so records are taken in between.
-            let mut unasked = collector.programs();
-            let mut sweeps = 0_u32;
-            while sink.is_urgent() && !stop.load(Ordering::Relaxed) {
-                let mut failed = Ok(());
-                let each = |record: &Record| {
-                    if failed.is_ok() {
-                        failed = sink.record(record);
-                    }
-                };
-                if sweeps.is_multiple_of(ASK_FOR_LOSSES) {
-                    collector
-                        .finish(each)
-                        .context("cannot read the ring buffer")?;
-                } else {
-                    collector.sweep(each);
-                }
-                sweeps = sweeps.wrapping_add(1);
-                failed?;
-                if let Some(program) = unasked.next() {
-                    collector.ask_program(program).context(NOT_COUNTED)?;
-                    if unasked.is_empty() {
-                        // Now they are told.
-                        sweeps = 0;
-                    }
-                }
-                sink.beat();
-                // What the shutdown needs of this CPU comes first: at once, and not when a slice of ours is over.
-                std::thread::yield_now();
-            }
+            rush(&mut collector, sink, &stop)?;
             if !go_on {
                 sink.end()?;
                 return collector.losses().context("cannot read the loss counters");
@@ -213,6 +184,41 @@ impl Watch {
                 .context("cannot wait for events")?;
         }
     }
+}
+
+/// While this kernel is about to go: takes records without sleep.
+fn rush(collector: &mut Collector, sink: &mut impl Sink, stop: &AtomicBool) -> Result<()> {
+    // Soon nobody can ask. The CPUs may stop before all are asked, so records are taken in between.
+    let mut unasked = collector.programs();
+    let mut sweeps = 0_u32;
+    while sink.is_urgent() && !stop.load(Ordering::Relaxed) {
+        let mut failed = Ok(());
+        let each = |record: &Record| {
+            if failed.is_ok() {
+                failed = sink.record(record);
+            }
+        };
+        if sweeps.is_multiple_of(ASK_FOR_LOSSES) {
+            collector
+                .finish(each)
+                .context("cannot read the ring buffer")?;
+        } else {
+            collector.sweep(each);
+        }
+        sweeps = sweeps.wrapping_add(1);
+        failed?;
+        if let Some(program) = unasked.next() {
+            collector.ask_program(program).context(NOT_COUNTED)?;
+            if unasked.is_empty() {
+                // Now they are told.
+                sweeps = 0;
+            }
+        }
+        sink.beat();
+        // What the shutdown needs of this CPU comes first: at once, and not when a slice of ours is over.
+        std::thread::yield_now();
+    }
+    Ok(())
 }
 
 /// What was lost, and what to do about it, for the last line.
