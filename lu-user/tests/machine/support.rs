@@ -18,22 +18,19 @@ const LIMIT: Duration = Duration::from_mins(3);
 
 /// A test, ignored with a reason where the machine cannot run it.
 pub fn trial(name: &'static str, run: fn() -> Outcome) -> Trial {
-    listed(name, run, lacking().map(str::to_owned))
+    listed(name, run, lacking())
 }
 
 /// A test that needs `tool` too.
 pub fn trial_with(tool: &str, name: &'static str, run: fn() -> Outcome) -> Trial {
     let is_here = || Command::new(tool).arg("--version").output().is_ok();
-    let why = match lacking() {
-        None if !is_here() => Some(format!("needs {tool}")),
-        why => why.map(str::to_owned),
-    };
-    listed(name, run, why)
+    let why = format!("needs {tool}");
+    let lacking = lacking().or_else(|| (!is_here()).then_some(&*why));
+    listed(name, run, lacking)
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "what lacks is told once")]
-fn listed(name: &'static str, run: fn() -> Outcome, lacking: Option<String>) -> Trial {
-    if let Some(why) = &lacking {
+fn listed(name: &'static str, run: fn() -> Outcome, lacking: Option<&str>) -> Trial {
+    if let Some(why) = lacking {
         eprintln!("ignored: {name}: {why}");
     }
     Trial::test(name, run).with_ignored_flag(lacking.is_some())
