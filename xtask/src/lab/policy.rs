@@ -128,6 +128,7 @@ const STEPS: &[(&str, &str, &str, &str)] = &[
     ("create in", "ok", "ok", ""),
     ("uid 1500", "ok", "ok", ""),
     ("create of-1500", "EACCES", "ok", "by user"),
+    ("uid 0", "ok", "ok", ""),
     ("uid 2000", "ok", "ok", ""),
     ("create of-2000", "ok", "ok", ""),
     ("uid 0", "ok", "ok", ""),
