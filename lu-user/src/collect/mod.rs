@@ -1,5 +1,6 @@
 //! From the ring buffer to typed events, in order, with every loss counted.
 
+use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd as _, AsRawFd, RawFd};
@@ -104,20 +105,38 @@ impl Collector {
     /// makes them faster than they are taken must not keep us from anything else. Where records were lost
     /// a record of [`Kind::Lost`] says how many, after those that were there before.
     pub async fn collect(&mut self, mut each: impl FnMut(&Record)) -> io::Result<()> {
-        let verdicts = async {
-            match &mut self.verdicts {
-                Some(verdicts) => verdicts.readable_mut().await,
-                None => std::future::pending().await,
+        let Self {
+            ring,
+            verdicts,
+            more,
+            ..
+        } = self;
+        if let Some(verdicts) = verdicts {
+            tokio::select! {
+                guard = ring.readable_mut() => {
+                    let mut guard = guard?;
+                    let (ring, verdicts) = (&mut guard.get_inner_mut().0, &mut verdicts.get_mut().0);
+                    *more = merge(ring, Some(verdicts), BATCH, &mut each);
+                    if !*more {
+                        guard.clear_ready();
+                    }
+                }
+                guard = verdicts.readable_mut() => {
+                    let mut guard = guard?;
+                    let (ring, verdicts) = (&mut ring.get_mut().0, &mut guard.get_inner_mut().0);
+                    *more = merge(ring, Some(verdicts), BATCH, &mut each);
+                    if !*more {
+                        guard.clear_ready();
+                    }
+                }
             }
-        };
-        let mut guard = tokio::select! {
-            guard = self.ring.readable_mut() => guard?,
-            guard = verdicts => guard?,
-        };
-        if !drain(&mut guard.get_inner_mut().0, BATCH, &mut each) {
-            guard.clear_ready();
+        } else {
+            let mut guard = ring.readable_mut().await?;
+            *more = drain(&mut guard.get_inner_mut().0, BATCH, &mut each);
+            if !*more {
+                guard.clear_ready();
+            }
         }
-        drop(guard);
         self.finish(each)
     }
 
@@ -137,10 +156,7 @@ impl Collector {
 
     /// Takes what is there without waiting, up to [`BATCH`], and without asking for losses: as fast as it can be done.
     pub fn sweep(&mut self, mut each: impl FnMut(&Record)) {
-        self.more = drain(&mut self.ring.get_mut().0, BATCH, &mut each);
-        if let Some(verdicts) = &mut self.verdicts {
-            self.more |= drain(&mut verdicts.get_mut().0, BATCH, &mut each);
-        }
+        self.take(BATCH, &mut each);
     }
 
     /// Takes what is there without waiting, up to [`BATCH`], and tells losses once nothing is left that was before
@@ -157,11 +173,14 @@ impl Collector {
     pub fn take_stock(&mut self, mut each: impl FnMut(&Record)) -> io::Result<()> {
         self.ask_programs()?;
         // More than that have come meanwhile.
-        self.more = drain(&mut self.ring.get_mut().0, self.capacity, &mut each);
-        if let Some(verdicts) = &mut self.verdicts {
-            self.more |= drain(&mut verdicts.get_mut().0, self.capacity, &mut each);
-        }
+        self.take(self.capacity, &mut each);
         self.tell_losses(each)
+    }
+
+    fn take(&mut self, most: usize, each: &mut impl FnMut(&Record)) {
+        let verdicts = self.verdicts.as_mut();
+        let verdicts = verdicts.map(|verdicts| &mut verdicts.get_mut().0);
+        self.more = merge(&mut self.ring.get_mut().0, verdicts, most, each);
     }
 
     fn tell_losses(&mut self, mut each: impl FnMut(&Record)) -> io::Result<()> {
@@ -235,6 +254,30 @@ fn drain(ring: &mut RingBuf<MapData>, most: usize, each: &mut impl FnMut(&Record
         }
         Some(())
     })
+}
+
+/// Takes up to `most` of each; whether there may be more. A verdict comes before what ended after it.
+fn merge(
+    ring: &mut RingBuf<MapData>,
+    verdicts: Option<&mut RingBuf<MapData>>,
+    most: usize,
+    each: &mut impl FnMut(&Record),
+) -> bool {
+    let mut said = VecDeque::new();
+    // These first: what was sent before one of them is in the other by then.
+    let more = verdicts
+        .is_some_and(|verdicts| drain(verdicts, most, &mut |record| said.push_back(*record)));
+    let more = drain(ring, most, &mut |record| {
+        let end_ns = record.end_ns().unwrap_or(record.header.t_ns);
+        while let Some(verdict) = said.pop_front_if(|verdict| verdict.header.t_ns < end_ns) {
+            each(&verdict);
+        }
+        each(record);
+    }) || more;
+    for verdict in &said {
+        each(verdict);
+    }
+    more
 }
 
 /// Takes one after the other, up to `most`, as long as there is one; whether there may be more.

@@ -5,7 +5,7 @@
  * load FILE (kexec_file_load) | kexec
  * uid N | gid N (the effective one) | cgroup FOLDER (made, and entered)
  * exec FILE (which does the rest; what was open is closed) | fork (a child does the rest, and ends)
- * reload (lu run gets SIGHUP)
+ * reload (lu run gets SIGHUP) | stay (a child holds what is held, for ever, and the rest is left out)
  */
 #include "sessions.h"
 #include <fcntl.h>
@@ -164,6 +164,13 @@ static long step(int n, char **w)
 	}
 	if (!strcmp(w[0], "reload"))
 		return reload();
+	if (!strcmp(w[0], "stay")) {
+		if (fork() == 0)
+			for (;;)
+				pause();
+		printf("stay: ok\n");
+		exit(0);
+	}
 	if (!strcmp(w[0], "fork")) {
 		pid_t child = fork();
 		if (child > 0) {

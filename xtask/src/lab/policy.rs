@@ -6,7 +6,7 @@ use std::fs;
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::tests::{folder, passed};
+use super::tests::{folder, passed, report_of};
 use super::{Include, Kernel, Run};
 
 /// Each kind of rule, with an errno of its own. `MODE` is replaced.
@@ -214,32 +214,119 @@ const STEPS: &[(&str, &str, &str, &str)] = &[
     ("kexec", "EPERM", "EINVAL", "by executable"),
 ];
 
+/// What must be before a kexec, and before a finish.
+const REQUIREMENTS: &str = r#"
+version = 1
+mode = "enforce"
+
+[[require]]
+name = "handed over"
+session = "vm-1"
+tokens = [1, 2]
+before = "kexec"
+
+[[require]]
+name = "taken back"
+session = "vm-1"
+tokens = [1, 2]
+before = "finish"
+errno = "EUCLEAN"
+even-if-stranding = true
+
+[[gate]]
+name = "an image"
+condition = "image-loaded"
+
+[[gate]]
+name = "nobody is lost"
+condition = "no-lost-session"
+"#;
+
+/// Before the kexec, and after it.
+const OLD_KERNEL: &[(&str, &str)] = &[
+    ("open", "ok"),
+    ("create vm-1", "ok"),
+    ("preserve vm-1 1 memfd 4096", "ok"),
+    ("kexec", "EPERM"),
+    ("preserve vm-1 2 memfd 4096", "ok"),
+    ("shut", "ok"),
+    ("stay", "ok"),
+];
+const NEW_KERNEL: &[(&str, &str)] = &[
+    ("open", "ok"),
+    ("retrieve vm-1", "ok"),
+    ("restore vm-1 1", "ok"),
+    ("finish vm-1", "EUCLEAN"),
+    ("restore vm-1 2", "ok"),
+    ("finish vm-1", "ok"),
+];
+
+/// The kernel refuses a kexec while a requirement is not met, goes on, and lets it through once it is.
+pub fn requirements() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let mut run = watched(&scratch, "requirements", REQUIREMENTS)?;
+    let stage = |steps: &[(&str, &str)]| {
+        let words = std::iter::once("policy").chain(steps.iter().map(|(step, _)| *step));
+        Some(words.map(str::to_owned).collect())
+    };
+    run.stages = [stage(OLD_KERNEL), stage(NEW_KERNEL)];
+    run.kexecs = 1;
+    let outcome = passed(&run)?;
+    for (name, steps) in [("stage1.out", OLD_KERNEL), ("stage2.out", NEW_KERNEL)] {
+        let expected: Vec<String> = steps
+            .iter()
+            .map(|(step, said)| format!("{step}: {said}"))
+            .collect();
+        let found = outcome.read(name)?;
+        ensure!(found.lines().eq(expected.iter()), "{name}: {found}");
+    }
+    let report = report_of(&outcome)?;
+    ensure!(report["outcome"] == "finished", "{report:#}");
+    let denied = |rule: &str| {
+        let verdicts = report["verdicts"].as_array().into_iter().flatten();
+        verdicts
+            .filter(|said| said["rule"] == rule && said["decision"] == "deny")
+            .filter_map(|said| said["count"].as_u64())
+            .sum::<u64>()
+    };
+    for rule in ["handed over", "taken back"] {
+        ensure!(denied(rule) == 1, "{rule}: {:#}", report["verdicts"]);
+    }
+    Ok(())
+}
+
+/// A run with a policy, and a client that asks, under two names.
+fn watched(scratch: &tempfile::TempDir, name: &str, policy: &str) -> Result<Run> {
+    let file = scratch.path().join("policy.toml");
+    fs::write(&file, policy)?;
+    let client = crate::build::static_client("policy")?;
+    let mut run = Run::new(Kernel::own()?, folder(&format!("policy-{name}")));
+    run.includes = vec![
+        Include::program(&client)?,
+        Include {
+            host: client,
+            guest: "/bin/other".into(),
+        },
+        Include {
+            host: file,
+            guest: "/bin/policy.toml".into(),
+        },
+    ];
+    run.lu = Some(vec!["--policy".into(), "/bin/policy.toml".into()]);
+    run.patches_busy_code = true;
+    Ok(run)
+}
+
 /// All of them in one machine, once enforced and once only watched.
 pub fn each_kind_of_rule() -> Result<()> {
     for mode in ["enforce", "monitor"] {
         let enforced = mode == "enforce";
         let scratch = tempfile::tempdir()?;
-        let policy = scratch.path().join("policy.toml");
-        fs::write(&policy, POLICY.replace("MODE", mode))?;
-        let client = crate::build::static_client("policy")?;
-        let mut run = Run::new(Kernel::own()?, folder(&format!("policy-{mode}")));
-        run.includes = vec![
-            Include::program(&client)?,
-            Include {
-                host: client,
-                guest: "/bin/other".into(),
-            },
-            Include {
-                host: policy,
-                guest: "/bin/policy.toml".into(),
-            },
-        ];
+        let mut run = watched(&scratch, mode, &POLICY.replace("MODE", mode))?;
         let steps = STEPS.iter().map(|(step, ..)| *step);
         let words = std::iter::once("policy").chain(steps);
         run.stages[0] = Some(words.map(str::to_owned).collect());
         run.kexecs = 0;
-        run.lu = Some(vec!["--policy".into(), "/bin/policy.toml".into()]);
-        run.patches_busy_code = true;
         let outcome = passed(&run)?;
         let said = outcome.read("stage1.out")?;
         let expected: Vec<String> = STEPS

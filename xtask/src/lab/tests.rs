@@ -22,7 +22,7 @@ pub struct Test {
 }
 
 /// All of them.
-pub const ALL: [Test; 14] = [
+pub const ALL: [Test; 15] = [
     Test {
         name: "lab: a live update across a real kexec",
         run: live_update,
@@ -70,6 +70,10 @@ pub const ALL: [Test; 14] = [
     Test {
         name: "lab: the kernel enforces each kind of rule, or watches it",
         run: policy::each_kind_of_rule,
+    },
+    Test {
+        name: "lab: a kexec waits for what the policy requires, and so does a finish",
+        run: policy::requirements,
     },
     Test {
         name: "lab: doctor on a kernel with an orchestrator",
