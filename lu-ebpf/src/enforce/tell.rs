@@ -1,5 +1,6 @@
 //! The policy's way out to user space.
 
+use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_RING_SIZE};
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, RingBuf};
@@ -55,9 +56,24 @@ fn send(kind: Kind, fill: impl FnOnce(&mut Record)) {
     slot.submit(0);
 }
 
+/// Whether there is room for a verdict. The last quarter is for what is tampered with: nobody can hide that behind requests
+/// that are refused.
+#[inline(always)]
+fn has_room() -> bool {
+    let taken = VERDICTS.query(u64::from(BPF_RB_AVAIL_DATA));
+    let has_room = taken < VERDICTS.query(u64::from(BPF_RB_RING_SIZE)) / 4 * 3;
+    if !has_room {
+        count(|untold| &raw mut untold.ring_full);
+    }
+    has_room
+}
+
 /// What became of a request.
 #[inline(always)]
 pub fn verdict(asked: &Asked, generation: u64, verdict: &Verdict, errno: u8) {
+    if !has_room() {
+        return;
+    }
     if asked.request.session != 0 {
         // The orchestrator may never hear of it, nor those who watch it.
         send(Kind::Name, |record| {

@@ -8,6 +8,7 @@ use serde_json::Value;
 
 use super::tests::{folder, passed, report_of};
 use super::{Include, Kernel, Run};
+use crate::sh;
 
 /// Each kind of rule, with an errno of its own. `MODE` is replaced.
 const POLICY: &str = r#"
@@ -292,6 +293,82 @@ pub fn requirements() -> Result<()> {
     for rule in ["handed over", "taken back"] {
         ensure!(denied(rule) == 1, "{rule}: {:#}", report["verdicts"]);
     }
+    Ok(())
+}
+
+/// What [`flipped`] asks for in turns: the first is allowed, the second is not.
+const FLIPPED: &str = r#"
+version = 1
+mode = "enforce"
+# Programs that are taken off a busy function kill the emulated machine.
+persist = true
+
+[[access]]
+name = "names"
+requests = ["create"]
+session = "b-*"
+verdict = "deny"
+errno = "EBADMSG"
+
+[[preserve]]
+name = "tokens"
+tokens = ["0x8000000000000000.."]
+verdict = "deny"
+errno = "EDOM"
+
+[[preserve]]
+name = "sizes"
+bytes = "1MiB.."
+verdict = "deny"
+errno = "EFBIG"
+"#;
+
+/// How often.
+const FLIPS: usize = 100_000;
+
+/// What the kernel reads twice may be another thing the second time. Whatever got through that is forbidden is told as
+/// tampered, though so much is refused beside it that not all of that can be told.
+pub fn flipped() -> Result<()> {
+    let scratch = tempfile::tempdir()?;
+    let mut run = watched(&scratch, "flipped", FLIPPED)?;
+    run.includes
+        .push(Include::program(&crate::build::static_client("flip")?)?);
+    run.stages[0] = Some(vec!["flip".into(), FLIPS.to_string()]);
+    run.kexecs = 0;
+    // In one thread hardly ever does anything happen between the two readings.
+    run.patches_busy_code = false;
+    let outcome = passed(&run)?;
+    let said: Value = serde_json::from_str(&outcome.read("stage1.out")?)?;
+    let trace = outcome.read("trace.jsonl")?;
+    let (mut forbidden, mut tampered, mut lost) = (0_u64, 0_u64, 0_u64);
+    for line in trace.lines() {
+        let event: Value = serde_json::from_str(line)?;
+        let done = event["ret"] == 0;
+        let bad_name = event["session"]
+            .as_str()
+            .is_some_and(|name| name.starts_with("b-"));
+        let bad_token = event["token"]
+            .as_u64()
+            .is_some_and(|token| token >> 63 == 1);
+        let bad_size = event["bytes"].as_u64() >= Some(1 << 20);
+        match event["kind"].as_str() {
+            Some("session_create") if done && bad_name => forbidden += 1,
+            Some("preserve") if done && (bad_token || bad_size) => forbidden += 1,
+            Some("tampered") => tampered += 1,
+            Some("lost") => lost += event["lost"].as_u64().unwrap_or(0),
+            _ => {}
+        }
+    }
+    sh::say(&format!(
+        "lab: {FLIPS} rounds, {said}; {forbidden} forbidden ones got through, {tampered} were told as tampered, {lost} \
+         events lost"
+    ));
+    ensure!(said["refused"].as_u64() > Some(0), "{said}");
+    ensure!(lost == 0, "{lost} events were lost");
+    ensure!(
+        forbidden <= tampered,
+        "{forbidden} forbidden requests got through, and {tampered} were told"
+    );
     Ok(())
 }
 

@@ -22,7 +22,7 @@ pub struct Test {
 }
 
 /// All of them.
-pub const ALL: [Test; 15] = [
+pub const ALL: [Test; 16] = [
     Test {
         name: "lab: a live update across a real kexec",
         run: live_update,
@@ -74,6 +74,10 @@ pub const ALL: [Test; 15] = [
     Test {
         name: "lab: a kexec waits for what the policy requires, and so does a finish",
         run: policy::requirements,
+    },
+    Test {
+        name: "lab: what gets around the policy between two readings is told",
+        run: policy::flipped,
     },
     Test {
         name: "lab: doctor on a kernel with an orchestrator",
