@@ -35,7 +35,7 @@ pub fn count_unjudged() {
 }
 
 #[inline(always)]
-fn send(kind: Kind, fill: impl FnOnce(&mut Judged)) {
+fn send(kind: Kind, fill: impl FnOnce(&mut Record)) {
     let Some(mut slot) = VERDICTS.reserve::<Record>(0) else {
         count(|untold| &raw mut untold.ring_full);
         return;
@@ -51,14 +51,21 @@ fn send(kind: Kind, fill: impl FnOnce(&mut Judged)) {
     // SAFETY: the helper has no preconditions.
     header.cpu = unsafe { bpf_get_smp_processor_id() } as u16;
     header.set_task(&current());
-    fill(zerocopy::transmute_mut!(&mut record.call));
+    fill(record);
     slot.submit(0);
 }
 
 /// What became of a request.
 #[inline(always)]
 pub fn verdict(asked: &Asked, generation: u64, verdict: &Verdict, errno: u8) {
-    send(Kind::Verdict, |judged| {
+    if asked.request.session != 0 {
+        // The orchestrator may never hear of it, nor those who watch it.
+        send(Kind::Name, |record| {
+            record.call = zerocopy::transmute!(asked.request.name.text);
+        });
+    }
+    send(Kind::Verdict, |record| {
+        let judged: &mut Judged = zerocopy::transmute_mut!(&mut record.call);
         let request = &asked.request;
         judged.generation = generation;
         judged.session = request.session;
@@ -78,7 +85,8 @@ pub fn verdict(asked: &Asked, generation: u64, verdict: &Verdict, errno: u8) {
 /// What was done is not what was judged.
 #[inline(always)]
 pub fn tampered(operation: Operation, generation: u64, session: u64, token: u64, differs: u8) {
-    send(Kind::Tampered, |judged| {
+    send(Kind::Tampered, |record| {
+        let judged: &mut Judged = zerocopy::transmute_mut!(&mut record.call);
         judged.generation = generation;
         judged.session = session;
         judged.token = token;

@@ -4,10 +4,11 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{MapData, RingBuf};
-use lu_common::event::{Header, Kind, PolicyLoaded, Record, Task, flags};
+use lu_common::event::{Header, Kind, Record, Task, flags};
 use lu_user::enforce::Enforcer;
 use lu_user::export::duration;
 use lu_user::journal::clocks;
+use lu_user::loaded::{loaded, rule_names};
 use lu_user::orchestrator::Orchestrator;
 use lu_user::policy::{Compiled, Machine, Source, compile};
 
@@ -76,7 +77,13 @@ impl Guard {
     pub fn reload(&mut self) -> Vec<Record> {
         let reloaded = read(&self.path).and_then(|compiled| {
             self.generation = self.enforcer.apply(&compiled)?;
-            self.compiled = compiled;
+            if compiled.persist != self.compiled.persist {
+                eprintln!("lu: whether it persists is settled when lu run starts");
+            }
+            self.compiled = Compiled {
+                persist: self.compiled.persist,
+                ..compiled
+            };
             Ok(())
         });
         match reloaded {
@@ -96,17 +103,8 @@ impl Guard {
 
     /// That it is in force, who did it, and what its rules are called.
     pub fn records(&self) -> Vec<Record> {
-        let loaded = PolicyLoaded {
-            generation: self.generation,
-            sha256: self.compiled.sha256,
-            rules: self.compiled.rules.len() as u32,
-            enforced: self.compiled.policy.enforce.count_ones(),
-            loginuid: loginuid(),
-            padding: 0,
-            reserved: 0,
-        };
-        let names = self.compiled.names(self.generation);
-        let names = names
+        let loaded = loaded(&self.compiled, self.generation, std::process::id());
+        let names = rule_names(&self.compiled, self.generation)
             .into_iter()
             .map(|name| made(Kind::Rule, zerocopy::transmute!(name)));
         std::iter::once(made(Kind::Policy, zerocopy::transmute!(loaded)))
@@ -146,14 +144,6 @@ fn made(kind: Kind, payload: [u8; 64]) -> Record {
     });
     record.header = header;
     record
-}
-
-/// The user that this process belongs to since the login; `u32::MAX`: none, or unknown.
-fn loginuid() -> u32 {
-    std::fs::read_to_string("/proc/self/loginuid")
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(u32::MAX)
 }
 
 /// For how long this kernel ran programs before a policy was in force.

@@ -141,39 +141,32 @@ impl Watch {
                     failed = sink.record(record);
                 }
             };
-            let mut ticked = false;
-            let mut reloads = false;
-            let go_on = tokio::select! {
+            let woken = tokio::select! {
                 collected = collector.collect(&mut each) => {
                     collected.context("cannot read the ring buffer")?;
-                    true
+                    Woken::Records
                 }
-                () = &mut tick => {
-                    ticked = true;
-                    true
-                }
-                _ = interrupt.recv() => false,
-                _ = terminate.recv() => false,
-                _ = hangup.recv() => {
-                    reloads = can_reload;
-                    can_reload
-                }
-                () = &mut end => false,
+                () = &mut tick => Woken::Tick,
+                _ = interrupt.recv() => Woken::End,
+                _ = terminate.recv() => Woken::End,
+                _ = hangup.recv() => if can_reload { Woken::Reload } else { Woken::End },
+                () = &mut end => Woken::End,
             };
-            if ticked || !go_on {
+            if matches!(woken, Woken::Tick | Woken::End) {
                 collector.take_stock(&mut each).context(NOT_COUNTED)?;
             }
             failed?;
-            if reloads {
-                sink.reload()?;
+            match woken {
+                Woken::Reload => sink.reload()?,
+                Woken::Tick => {
+                    sink.tick()?;
+                    pause = (pause * 2).min(LONGEST_TICK);
+                    tick.as_mut().reset(tokio::time::Instant::now() + pause);
+                }
+                Woken::Records | Woken::End => {}
             }
-            if ticked {
-                sink.tick()?;
-                pause = (pause * 2).min(LONGEST_TICK);
-                tick.as_mut().reset(tokio::time::Instant::now() + pause);
-            }
-            rush(&mut collector, sink, &stop)?;
-            if !go_on {
+            hurry(&mut collector, sink, &stop)?;
+            if matches!(woken, Woken::End) {
                 sink.end()?;
                 return collector.losses().context("cannot read the loss counters");
             }
@@ -186,8 +179,16 @@ impl Watch {
     }
 }
 
-/// While this kernel is about to go: takes records without sleep.
-fn rush(collector: &mut Collector, sink: &mut impl Sink, stop: &AtomicBool) -> Result<()> {
+/// What there is to do.
+enum Woken {
+    Records,
+    Tick,
+    Reload,
+    End,
+}
+
+/// Takes records without sleeping for as long as this kernel is about to go.
+fn hurry(collector: &mut Collector, sink: &mut impl Sink, stop: &AtomicBool) -> Result<()> {
     // Soon nobody can ask. The CPUs may stop before all are asked, so records are taken in between.
     let mut unasked = collector.programs();
     let mut sweeps = 0_u32;

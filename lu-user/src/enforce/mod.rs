@@ -21,6 +21,7 @@ use zerocopy::FromZeros as _;
 
 use crate::emulate::DEVICE;
 use crate::journal::clocks::now_ns;
+use crate::loaded::rule_names;
 use crate::policy::Compiled;
 
 /// Why a policy is not in force.
@@ -138,7 +139,7 @@ enum Held {
 /// The kernel judges by a policy, as long as this lives or its pins are there.
 pub struct Enforcer {
     maps: Maps,
-    _held: Held,
+    held: Held,
     /// The generation that is in force.
     current: Option<Generation>,
     /// Whether it was there before: another lu's, which was taken over.
@@ -146,10 +147,14 @@ pub struct Enforcer {
 }
 
 impl Enforcer {
-    /// Loads the programs and attaches them; where `persist` says so they are pinned, and where they are pinned
-    /// already they are taken over, with what they are judging by.
+    /// Loads the programs and attaches them, or takes those over that are pinned, with what they are judging by. Where
+    /// `persist` says so they are pinned from now on, else they end with this process.
     pub fn new(persist: bool) -> Result<Self, Error> {
-        if let Some(pinned) = Self::pinned()? {
+        if let Some((mut pinned, links)) = Self::open()? {
+            if !persist {
+                pins::remove(&pins::folder())?;
+                pinned.held = Held::Here(links);
+            }
             return Ok(pinned);
         }
         let mut programs = programs::load()?;
@@ -168,7 +173,7 @@ impl Enforcer {
         before::note(&mut maps.sessions, &mut maps.account)?;
         Ok(Self {
             maps,
-            _held: held,
+            held,
             current: None,
             taken_over: false,
         })
@@ -176,7 +181,11 @@ impl Enforcer {
 
     /// What is pinned, if anything is.
     pub fn pinned() -> Result<Option<Self>, Error> {
-        let Some(maps) = pins::open()? else {
+        Ok(Self::open()?.map(|(pinned, _)| pinned))
+    }
+
+    fn open() -> Result<Option<(Self, Vec<FdLink>)>, Error> {
+        let Some((maps, links)) = pins::open()? else {
             return Ok(None);
         };
         let current = match maps.policy.get(&0, 0) {
@@ -184,12 +193,13 @@ impl Enforcer {
             Err(MapError::KeyNotFound) => None,
             Err(error) => return Err(error.into()),
         };
-        Ok(Some(Self {
+        let pinned = Self {
             maps,
-            _held: Held::Pinned,
+            held: Held::Pinned,
             current,
             taken_over: true,
-        }))
+        };
+        Ok(Some((pinned, links)))
     }
 
     /// Asks for something that must be refused.
@@ -221,7 +231,7 @@ impl Enforcer {
         next.policy = *compiled.policy;
         next.policy.generation = generation;
         next.sha256 = compiled.sha256;
-        for (place, name) in next.names.iter_mut().zip(compiled.names(generation)) {
+        for (place, name) in next.names.iter_mut().zip(rule_names(compiled, generation)) {
             *place = name;
         }
         self.watch(&compiled.policy)?;

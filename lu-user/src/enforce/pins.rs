@@ -55,16 +55,19 @@ pub fn all() -> Result<Vec<PathBuf>, Error> {
         .collect()
 }
 
-/// The maps of this version's programs, where these are pinned.
-pub fn open() -> Result<Option<Maps>, Error> {
+/// The maps and links of this version's programs, where these are pinned.
+pub fn open() -> Result<Option<(Maps, Vec<FdLink>)>, Error> {
     let folder = folder();
     if !folder.exists() {
         return Ok(None);
     }
-    for program in programs::names() {
+    let links = programs::names().map(|program| {
         let path = folder.join(program);
-        PinnedLink::from_pin(&path).map_err(|error| failed(&path)(io::Error::other(error)))?;
-    }
+        let link = PinnedLink::from_pin(&path);
+        let link = link.map_err(|error| failed(&path)(io::Error::other(error)))?;
+        Ok(FdLink::from(link))
+    });
+    let links = links.collect::<Result<_, Error>>()?;
     let maps = Maps::take(|name| {
         let data = MapData::from_pin(folder.join(name))?;
         Ok(match name {
@@ -74,7 +77,7 @@ pub fn open() -> Result<Option<Maps>, Error> {
             _ => Map::Array(data),
         })
     })?;
-    Ok(Some(maps))
+    Ok(Some((maps, links)))
 }
 
 /// Pins this version's programs and maps, whole or not at all. Other versions' programs go then: until that moment

@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use lu_common::event::{self, session_id_of};
+use lu_common::event::session_id_of;
 use lu_common::policy::{
     self, Attribute, Cgroup, Exe, INTERVALS, Name, Need, Policy, Quota, Ranges, Rules, need, quota,
 };
@@ -178,24 +178,6 @@ pub fn compile(source: &Source, machine: &dyn Resolve) -> Result<Compiled, Error
             text: source.text.clone(),
             problems: compiler.problems,
         }))
-    }
-}
-
-impl Compiled {
-    /// The rules' names, as records tell them.
-    #[must_use]
-    pub fn names(&self, generation: u64) -> Vec<event::RuleName> {
-        let name = |(number, rule): (usize, &RuleName)| {
-            let section = event::Section::from_raw(rule.section as u8);
-            event::RuleName::new(
-                generation,
-                number as u8,
-                section.unwrap_or(event::Section::Access),
-                rule.mode == Mode::Enforce,
-                &rule.name,
-            )
-        };
-        self.rules.iter().enumerate().map(name).collect()
     }
 }
 

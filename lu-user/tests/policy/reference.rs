@@ -671,8 +671,8 @@ fn all(mut answers: Vec<Option<bool>>) -> Option<bool> {
     }
 }
 
-/// What a policy says, the slow way.
-fn judge(rules: &[&Model], enforce: bool, asks: &Asks, standing: &Answers) -> Verdict {
+/// What a policy says, the slow way, and with which errno.
+fn judge(rules: &[&Model], enforce: bool, asks: &Asks, standing: &Answers) -> (Verdict, u8) {
     // Number, whether it refuses, whether that is a guess.
     let mut says: Vec<(usize, bool, bool)> = Vec::new();
     let mut has_first = false;
@@ -757,18 +757,21 @@ fn judge(rules: &[&Model], enforce: bool, asks: &Asks, standing: &Answers) -> Ve
     } else if let Some(said) = says.first() {
         (Decision::Allow, said)
     } else {
-        return Verdict {
+        let verdict = Verdict {
             decision: Decision::Allow,
             rule: NO_RULE,
             unsure: false,
         };
+        return (verdict, 0);
     };
     let (number, _, is_guess) = *said;
-    Verdict {
+    let verdict = Verdict {
         decision,
         rule: number as u8,
         unsure: is_guess,
-    }
+    };
+    let is_refused = decision != Decision::Allow;
+    (verdict, if is_refused { rules[number].errno } else { 0 })
 }
 
 /// A policy's file of these rules, but without those that could never match, which are refused by name.
@@ -834,7 +837,7 @@ fn agrees(seeds: &[u64], enforce: bool, requests: u64, said: &mut Said) {
         let standing = Answers(dice.roll());
         let verdict = evaluate(&compiled.policy, &request, &standing);
         assert_eq!(
-            verdict,
+            (verdict, verdict.errno(&compiled.policy)),
             judge(&rules, enforce, &asks, &standing),
             "{asks:?}\n{text}"
         );
