@@ -52,6 +52,20 @@ pub fn static_unit_tests() -> Result<PathBuf> {
     linked_statically(&["test", "--no-run", "--lib"], "lu-user", "lu_user")
 }
 
+/// A C program of the tests, for a guest.
+pub fn static_client(name: &str) -> Result<PathBuf> {
+    let root = sh::root();
+    let place = root.join("target/lab").join(name);
+    std::fs::create_dir_all(root.join("target/lab"))?;
+    sh::run_quietly(
+        sh::command("cc")
+            .args(["-static", "-O2", "-pthread", "-o"])
+            .arg(&place)
+            .arg(root.join(format!("lu-user/tests/clients/{name}.c"))),
+    )?;
+    Ok(place)
+}
+
 /// PID 1 of the lab's guest.
 pub fn lab_init() -> Result<PathBuf> {
     linked_statically(&["build", "--bin", "lab-init"], "xtask", "lab-init")

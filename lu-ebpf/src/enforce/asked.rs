@@ -184,6 +184,7 @@ impl Asked {
         let asked = Self::current()?;
         asked.request.operation = operation as u32;
         asked.rule = NOT_YET;
+        asked.fd = -1;
         asked.take_caller();
         Some(asked)
     }

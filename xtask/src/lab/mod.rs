@@ -11,6 +11,7 @@ mod image;
 mod kernel;
 mod machine;
 pub mod observe;
+mod policy;
 mod protocol;
 mod selftests;
 pub mod tests;

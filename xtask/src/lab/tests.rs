@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::machine::{Moment, PowerCut};
 use super::protocol::Step;
 use super::selftests::{self, Tap};
-use super::{Include, Kernel, Outcome, Run, canary, kernel, observe};
+use super::{Include, Kernel, Outcome, Run, canary, kernel, observe, policy};
 use crate::{setup, sh};
 
 /// One test.
@@ -22,7 +22,7 @@ pub struct Test {
 }
 
 /// All of them.
-pub const ALL: [Test; 13] = [
+pub const ALL: [Test; 14] = [
     Test {
         name: "lab: a live update across a real kexec",
         run: live_update,
@@ -66,6 +66,10 @@ pub const ALL: [Test; 13] = [
     Test {
         name: "lab: ten power cuts, and the journal has all that was told",
         run: power_cuts,
+    },
+    Test {
+        name: "lab: the kernel enforces each kind of rule, or watches it",
+        run: policy::each_kind_of_rule,
     },
     Test {
         name: "lab: doctor on a kernel with an orchestrator",
@@ -131,14 +135,14 @@ pub fn obstacle() -> Result<Option<String>> {
 }
 
 /// A run's folder. It stays, so that a failure can be looked into.
-fn folder(name: &str) -> PathBuf {
+pub(super) fn folder(name: &str) -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR")
         .map_or_else(|| sh::root().join("target"), PathBuf::from)
         .join("lab")
         .join(name)
 }
 
-fn passed(run: &Run) -> Result<Outcome> {
+pub(super) fn passed(run: &Run) -> Result<Outcome> {
     setup::ensure(setup::For::Lab)?;
     let outcome = run.start()?;
     ensure!(

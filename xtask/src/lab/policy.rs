@@ -1,0 +1,290 @@
+//! Policies that the kernel enforces, asked by a client in C.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use super::tests::{folder, passed};
+use super::{Include, Kernel, Run};
+
+/// Each kind of rule, with an errno of its own. `MODE` is replaced.
+const POLICY: &str = r#"
+version = 1
+mode = "MODE"
+
+[[access]]
+name = "by user"
+requests = ["create"]
+by = { uid = "1000..=1999" }
+verdict = "deny"
+errno = "EACCES"
+
+[[access]]
+name = "by group"
+requests = ["open"]
+by = { gid = [7, 500] }
+verdict = "deny"
+errno = "ENOLINK"
+
+[[access]]
+name = "by executable"
+requests = ["open", "load", "kexec"]
+by = { exe = "/bin/other" }
+verdict = "deny"
+
+[[access]]
+name = "by cgroup"
+requests = ["create"]
+by = { cgroup = "/tenants" }
+verdict = "deny"
+errno = "ENETDOWN"
+
+[[access]]
+name = "by pattern"
+requests = ["create", "retrieve"]
+session = ["bad-*", "*-end", "a*z"]
+verdict = "deny"
+errno = "EBADMSG"
+
+[[access]]
+name = "to nobody else"
+requests = ["receive"]
+session = "secret"
+verdict = "deny"
+errno = "EPROTO"
+
+[[preserve]]
+name = "by kind"
+kinds = ["eventfd", "pipe"]
+verdict = "deny"
+errno = "EOPNOTSUPP"
+
+[[preserve]]
+name = "by session"
+session = "ro-*"
+verdict = "deny"
+errno = "EROFS"
+
+[[preserve]]
+name = "by token"
+tokens = ["100..=199", "0xffffffffffffffff"]
+verdict = "deny"
+errno = "EDOM"
+
+[[preserve]]
+name = "by size"
+bytes = "1MiB..=1TiB"
+verdict = "deny"
+errno = "EFBIG"
+
+[[quota]]
+name = "files of a session"
+session = "q-*"
+per = "session"
+files = 2
+errno = "EDQUOT"
+
+[[quota]]
+name = "bytes of a session"
+session = "w-*"
+per = "session"
+bytes = "8KiB"
+errno = "EXFULL"
+
+[[quota]]
+name = "files of all"
+per = "all"
+files = 12
+errno = "ENOSPC"
+
+[[require]]
+name = "the vm's memory"
+session = "vm-1"
+tokens = [1, 2]
+before = "kexec"
+
+[[gate]]
+name = "free"
+condition = "device-free"
+"#;
+
+/// The rule that is over sooner where nothing was refused before.
+const ALL: &str = "files of all";
+
+/// A step of the client, what it gets where the policy is enforced, where it only watches, and the rule that
+/// refuses, or would.
+const STEPS: &[(&str, &str, &str, &str)] = &[
+    ("cgroup /sys/fs/cgroup/tenants", "ok", "ok", ""),
+    ("cgroup /sys/fs/cgroup/tenants/a", "ok", "ok", ""),
+    ("reload", "ok", "ok", ""),
+    ("gid 500", "ok", "ok", ""),
+    ("open", "ENOLINK", "ok", "by group"),
+    ("shut", "EBADF", "ok", ""),
+    ("gid 501", "ok", "ok", ""),
+    ("open", "ok", "ok", ""),
+    // In a cgroup below the one that is named.
+    ("create in", "ENETDOWN", "ok", "by cgroup"),
+    ("close in", "EBADF", "ok", ""),
+    ("cgroup /sys/fs/cgroup/others", "ok", "ok", ""),
+    ("create in", "ok", "ok", ""),
+    ("uid 1500", "ok", "ok", ""),
+    ("create of-1500", "EACCES", "ok", "by user"),
+    ("uid 0", "ok", "ok", ""),
+    ("uid 2000", "ok", "ok", ""),
+    ("create of-2000", "ok", "ok", ""),
+    ("uid 0", "ok", "ok", ""),
+    ("create bad-1", "EBADMSG", "ok", "by pattern"),
+    ("create the-end", "EBADMSG", "ok", "by pattern"),
+    ("create abcz", "EBADMSG", "ok", "by pattern"),
+    ("create az", "EBADMSG", "ok", "by pattern"),
+    ("create good", "ok", "ok", ""),
+    ("create bad", "ok", "ok", ""),
+    ("receive good", "ok", "ok", ""),
+    ("getfd good", "ok", "ok", ""),
+    ("create secret", "ok", "ok", ""),
+    ("receive secret", "ECANCELED", "ok", "to nobody else"),
+    ("getfd secret", "EPROTO", "ok", "to nobody else"),
+    // The orchestrator has no handler for it.
+    (
+        "preserve good 1 eventfd 0",
+        "EOPNOTSUPP",
+        "ENOENT",
+        "by kind",
+    ),
+    ("preserve good 1 memfd 4096", "ok", "ok", ""),
+    ("create ro-1", "ok", "ok", ""),
+    ("preserve ro-1 1 memfd 4096", "EROFS", "ok", "by session"),
+    ("preserve good 99 memfd 4096", "ok", "ok", ""),
+    ("preserve good 100 memfd 4096", "EDOM", "ok", "by token"),
+    ("preserve good 199 memfd 4096", "EDOM", "ok", "by token"),
+    ("preserve good 200 memfd 4096", "ok", "ok", ""),
+    (
+        "preserve good 0xffffffffffffffff memfd 4096",
+        "EDOM",
+        "ok",
+        "by token",
+    ),
+    ("preserve good 2 memfd 1048575", "ok", "ok", ""),
+    ("preserve good 3 memfd 1048576", "EFBIG", "ok", "by size"),
+    ("create q-1", "ok", "ok", ""),
+    ("preserve q-1 1 memfd 4096", "ok", "ok", ""),
+    // What fails takes no place.
+    ("preserve q-1 1 memfd 4096", "EEXIST", "EEXIST", ""),
+    ("preserve q-1 2 memfd 4096", "ok", "ok", ""),
+    (
+        "preserve q-1 3 memfd 4096",
+        "EDQUOT",
+        "ok",
+        "files of a session",
+    ),
+    ("close q-1", "ok", "ok", ""),
+    ("create q-1", "ok", "ok", ""),
+    ("preserve q-1 3 memfd 4096", "ok", "ok", ""),
+    ("create w-1", "ok", "ok", ""),
+    ("preserve w-1 1 memfd 8192", "ok", "ok", ""),
+    (
+        "preserve w-1 2 memfd 4096",
+        "EXFULL",
+        "ok",
+        "bytes of a session",
+    ),
+    ("preserve in 1 memfd 1", "ok", "ok", ""),
+    ("preserve in 2 memfd 1", "ok", "ok", ""),
+    ("close in", "ok", "ok", ""),
+    ("kexec", "EPERM", "EINVAL", "the vm's memory"),
+    ("create vm-1", "ok", "ok", ""),
+    ("preserve vm-1 1 memfd 4096", "ok", "ok", ""),
+    ("shut", "ok", "ok", ""),
+    ("kexec", "EPERM", "EINVAL", "the vm's memory"),
+    ("preserve vm-1 2 memfd 4096", "ok", "ok", ""),
+    ("preserve good 11 memfd 1", "ok", "ok", ""),
+    ("preserve good 12 memfd 1", "ok", "ok", ""),
+    ("preserve good 13 memfd 1", "ENOSPC", "ok", ALL),
+    // No image is loaded: so far the kernel itself gets.
+    ("kexec", "EINVAL", "EINVAL", ""),
+    ("open", "ok", "ok", ""),
+    ("kexec", "EPERM", "EINVAL", "free"),
+    ("load /bin/policy", "ENOEXEC", "ENOEXEC", ""),
+    // The same file by another name is the same; a copy is not, but has its own rule here.
+    ("exec /bin/other", "ok", "ok", ""),
+    ("open", "EPERM", "ok", "by executable"),
+    ("load /bin/policy", "EPERM", "ENOEXEC", "by executable"),
+    ("kexec", "EPERM", "EINVAL", "by executable"),
+];
+
+/// All of them in one machine, once enforced and once only watched.
+pub fn each_kind_of_rule() -> Result<()> {
+    for mode in ["enforce", "monitor"] {
+        let enforced = mode == "enforce";
+        let scratch = tempfile::tempdir()?;
+        let policy = scratch.path().join("policy.toml");
+        fs::write(&policy, POLICY.replace("MODE", mode))?;
+        let client = crate::build::static_client("policy")?;
+        let mut run = Run::new(Kernel::own()?, folder(&format!("policy-{mode}")));
+        run.includes = vec![
+            Include::program(&client)?,
+            Include {
+                host: client,
+                guest: "/bin/other".into(),
+            },
+            Include {
+                host: policy,
+                guest: "/bin/policy.toml".into(),
+            },
+        ];
+        let steps = STEPS.iter().map(|(step, ..)| *step);
+        let words = std::iter::once("policy").chain(steps);
+        run.stages[0] = Some(words.map(str::to_owned).collect());
+        run.kexecs = 0;
+        run.lu = Some(vec!["--policy".into(), "/bin/policy.toml".into()]);
+        run.patches_busy_code = true;
+        let outcome = passed(&run)?;
+        let said = outcome.read("stage1.out")?;
+        let expected: Vec<String> = STEPS
+            .iter()
+            .map(|(step, refused, watched, _)| {
+                format!("{step}: {}", if enforced { refused } else { watched })
+            })
+            .collect();
+        let found: Vec<&str> = said.lines().collect();
+        ensure!(
+            expected == found,
+            "{mode}: {:#?}",
+            expected
+                .iter()
+                .zip(found.iter().copied().chain(std::iter::repeat("nothing")))
+                .filter(|(expected, found)| expected != found)
+                .collect::<Vec<_>>()
+        );
+        // Each is told, with its rule, by the kernel.
+        let decision = if enforced { "deny" } else { "would-deny" };
+        let mut wanted: BTreeMap<&str, usize> = BTreeMap::new();
+        for (.., rule) in STEPS.iter().filter(|(.., rule)| !rule.is_empty()) {
+            *wanted.entry(rule).or_default() += 1;
+        }
+        let trace = outcome.read("trace.jsonl")?;
+        let mut told: BTreeMap<String, usize> = BTreeMap::new();
+        for line in trace.lines() {
+            let event: Value = serde_json::from_str(line)?;
+            if event["kind"] == "verdict" && event["verdict"]["decision"] == decision {
+                let rule = event["verdict"]["rule"].as_str();
+                let rule = rule.context("a verdict without a rule")?;
+                *told.entry(rule.to_owned()).or_default() += 1;
+            }
+            ensure!(event["kind"] != "tampered", "a false alarm: {event}");
+        }
+        if !enforced {
+            ensure!(told.contains_key(ALL), "{told:?}");
+            told.insert(ALL.to_owned(), 1);
+        }
+        ensure!(
+            told.iter()
+                .map(|(rule, count)| (rule.as_str(), *count))
+                .eq(wanted),
+            "{mode}: what was told is {told:?}"
+        );
+    }
+    Ok(())
+}
