@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
+use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -427,6 +428,8 @@ fn callers() -> Outcome {
     let folder = scratch();
     let copy = folder.path().join("lu");
     fs::copy(lu(), &copy)?;
+    // Where lu itself is may be root's alone, and user 7 has to run it.
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755))?;
     let cgroup = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"]
         .into_iter()
         .map(Path::new)
@@ -517,16 +520,13 @@ errno = "ENXIO"
     })?;
     expect("group 7", &answer, "ENODEV")?;
     client.close()?;
-    fs::set_permissions(
-        &emulated.device,
-        std::os::unix::fs::PermissionsExt::from_mode(0o666),
-    )?;
-    // The folder of the test is root's alone.
+    fs::set_permissions(&emulated.device, fs::Permissions::from_mode(0o666))?;
+    // The device's folder is root's alone. What is judged now is not by which executable.
     let device = fs::File::options()
         .read(true)
         .write(true)
         .open(&emulated.device)?;
-    let mut user = Command::new(lu());
+    let mut user = Command::new(copy);
     user.args([
         "ctl",
         "--json",

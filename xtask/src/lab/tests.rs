@@ -625,9 +625,13 @@ fn power_cuts() -> Result<()> {
             "update {number} was told to be {outcome}, and is kept as {found:?}"
         );
     }
-    // From stage 2 on lu has what the flight recorder had on the disk: the next boot tells of it at the latest.
+    // From stage 2 on lu has what the flight recorder had on the disk: the next boot keeps it at the latest. What was
+    // kept in the last moment may not have been told, or not to us.
     let finished = told.values().filter(|outcome| *outcome == "finished");
-    ensure!(finished.count() > 0 && told.len() >= 5, "{told:?}");
+    ensure!(
+        finished.count() > 0 && updates.len() >= 5,
+        "{told:?} told, kept {updates:#?}"
+    );
     // A report and every event of what is left can be read.
     check_trace(&outcome.read("trace.jsonl")?)?;
     report_of(&outcome).map(drop)
