@@ -20,7 +20,7 @@ use lu_common::policy::{
 use super::standing::{self, Kernel as Account};
 use super::tell;
 use crate::call::add;
-use crate::orchestrator::{Checked, Kernel, Orchestrator as _, Read as _, global};
+use crate::orchestrator::{Checked, Kernel, Name, Orchestrator as _, Read as _, global};
 
 /// Where things are; user space fills it in.
 #[unsafe(no_mangle)]
@@ -285,6 +285,16 @@ impl Asked {
         self.learn(Attribute::Session);
     }
 
+    /// Whether a session has the name that was judged. Names with the same id can be made on purpose.
+    #[inline(always)]
+    fn is_name_of(&self, session: Session) -> bool {
+        let Some(name) = name_of(session.pointer) else {
+            return true;
+        };
+        let both = name.iter().zip(&self.request.name.text);
+        both.fold(0, |differ, (used, judged)| differ | (used ^ judged)) == 0
+    }
+
     /// The token, and the file behind the descriptor.
     #[inline(always)]
     pub fn read_file<const SLEEPABLE: bool>(&mut self, arg: u64, operation: Operation) {
@@ -446,14 +456,18 @@ pub fn session_of_set(set: u64) -> Session {
 #[inline(always)]
 fn session_of(pointer: Option<u64>) -> Session {
     let pointer = pointer.unwrap_or(0);
-    let offset = global!(crate::orchestrator::OFFSETS.session_name);
-    let id = if pointer == 0 || offset == layout::ABSENT {
-        0
-    } else {
-        Kernel::<Checked>::session_name(pointer + u64::from(offset))
-            .map_or(0, |name| session_id_of(&name))
-    };
+    let id = name_of(pointer).map_or(0, |name| session_id_of(&name));
     Session { id, pointer }
+}
+
+/// The name of a `struct luo_session *`.
+#[inline(always)]
+fn name_of(pointer: u64) -> Option<Name> {
+    let offset = global!(crate::orchestrator::OFFSETS.session_name);
+    if pointer == 0 || offset == layout::ABSENT {
+        return None;
+    }
+    Kernel::<Checked>::session_name(pointer + u64::from(offset))
 }
 
 /// The file that was last added to a `struct luo_file_set *`.
@@ -471,12 +485,12 @@ pub fn newest_file(set: u64) -> Option<u64> {
 
 /// How what was done differs from what was judged, see [`tampered`].
 #[inline(always)]
-pub fn differs(operation: Operation, session: u64, token: u64) -> u8 {
+pub fn differs(operation: Operation, session: Session, token: u64) -> u8 {
     let Some(asked) = Asked::current().filter(|asked| asked.is(operation)) else {
         return tampered::UNASKED;
     };
     let mut differs = 0;
-    if asked.request.session != session {
+    if asked.request.session != session.id || !asked.is_name_of(session) {
         differs |= tampered::SESSION;
     }
     if asked.request.token != token {
@@ -498,10 +512,10 @@ pub fn tell_tampered(operation: Operation, session: u64, token: u64, differs: u8
 
 /// Both.
 #[inline(never)]
-pub fn compare(operation: Operation, session: u64, token: u64) {
+pub fn compare(operation: Operation, session: Session, token: u64) {
     tell_tampered(
         operation,
-        session,
+        session.id,
         token,
         differs(operation, session, token),
     );

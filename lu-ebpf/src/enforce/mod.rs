@@ -224,7 +224,7 @@ fn policy_session_create(ctx: FExitContext) -> i32 {
         return 0;
     }
     let session = session_at(ctx.arg(1));
-    asked::compare(Operation::Create, session.id, 0);
+    asked::compare(Operation::Create, session, 0);
     standing::created(session);
     0
 }
@@ -233,7 +233,7 @@ fn policy_session_create(ctx: FExitContext) -> i32 {
 #[fexit]
 fn policy_session_retrieve(ctx: FExitContext) -> i32 {
     if ctx.arg::<i32>(2) == 0 {
-        asked::compare(Operation::Retrieve, session_at(ctx.arg(1)).id, 0);
+        asked::compare(Operation::Retrieve, session_at(ctx.arg(1)), 0);
     }
     0
 }
@@ -248,10 +248,14 @@ fn policy_preserve_file(ctx: FExitContext) -> i32 {
     let token: u64 = ctx.arg(1);
     let session = asked::session_of_set(set);
     let file = asked::newest_file(set).unwrap_or(0);
-    let bytes = Kernel::<Checked>::file(file).map(|file| file.bytes);
-    let mut differs = asked::differs(Operation::Preserve, session.id, token);
+    let facts = Kernel::<Checked>::file(file);
+    let kind = facts.as_ref().map(|facts| u64::from(facts.kind));
+    let bytes = facts.map(|facts| facts.bytes);
+    let mut differs = asked::differs(Operation::Preserve, session, token);
     if let Some(asked) = Asked::current() {
-        if asked.file != file {
+        // One that was closed meanwhile may have left its place to another.
+        if asked.file != file || kind != asked.known(Attribute::Kind).then_some(asked.request.kind)
+        {
             differs |= tampered::FILE;
         }
         if bytes != asked.known(Attribute::Bytes).then_some(asked.request.bytes) {
@@ -269,7 +273,7 @@ fn policy_preserve_file(ctx: FExitContext) -> i32 {
 fn policy_retrieve_file(ctx: FExitContext) -> i32 {
     if ctx.arg::<i32>(3) == 0 {
         let (session, token) = (asked::session_of_set(ctx.arg(0)), ctx.arg(1));
-        asked::compare(Operation::Restore, session.id, token);
+        asked::compare(Operation::Restore, session, token);
         standing::restored(session, token);
     }
     0
