@@ -75,6 +75,18 @@ enum Bench {
         #[arg(long)]
         json: bool,
     },
+    /// What a policy in the kernel adds to ioctls on other files, in the lab, with a policy and without one, in turns.
+    Enforce {
+        /// Ioctls in each round.
+        #[arg(long, default_value_t = 1_000_000, value_parser = clap::value_parser!(u64).range(10..))]
+        ioctls: u64,
+        /// Rounds of each kind.
+        #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
+        rounds: u64,
+        /// The result as one JSON document.
+        #[arg(long)]
+        json: bool,
+    },
     /// How long the machine is dark, by lu and by a canary, over several kexecs in a row in the lab. Exit
     /// status 1 where they differ by more than 1 ms and 0.1 %.
     Canary {
@@ -131,6 +143,14 @@ fn run(command: Command) -> Result<ExitCode> {
         }) => {
             setup::ensure(setup::For::Lab)?;
             lab::observe::run(sessions, files, runs, json)?;
+        }
+        Command::Bench(Bench::Enforce {
+            ioctls,
+            rounds,
+            json,
+        }) => {
+            setup::ensure(setup::For::Lab)?;
+            lab::enforced::bench(ioctls, rounds, json)?;
         }
         Command::Bench(Bench::Canary { kexecs, json }) => {
             setup::ensure(setup::For::Lab)?;

@@ -3,6 +3,8 @@
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use lu_common::event::{RuleName, Section};
@@ -41,6 +43,12 @@ pub struct Status {
     after_help = "Examples:\n  lu policy detach\n\nExit status: 0 nothing is in force any more, 1 it could not be taken off."
 )]
 pub struct Detach {}
+
+/// How long the kernel may take to let go of programs.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The pause between two looks.
+const PAUSE: Duration = Duration::from_millis(10);
 
 impl Apply {
     pub fn run(&self) -> Result<ExitCode> {
@@ -237,9 +245,20 @@ impl Told {
 impl Detach {
     #[expect(clippy::unused_self, reason = "as all commands are run")]
     pub fn run(&self) -> Result<ExitCode> {
+        let enforcer = Enforcer::pinned()?;
         let pinned = pins::all()?;
         for folder in &pinned {
             pins::remove(folder)?;
+        }
+        if let Some(mut enforcer) = enforcer {
+            let begin = Instant::now();
+            // The kernel lets go of them a little later.
+            while enforcer.self_test().is_ok() {
+                if begin.elapsed() > PATIENCE {
+                    bail!("they are taken off, and still in force: somebody else holds them");
+                }
+                thread::sleep(PAUSE);
+            }
         }
         println!(
             "{}",

@@ -5,6 +5,8 @@
 mod before;
 pub mod pins;
 mod programs;
+#[cfg(test)]
+mod quick;
 
 use std::fs::File;
 use std::io;
@@ -23,6 +25,8 @@ use crate::emulate::DEVICE;
 use crate::journal::clocks::now_ns;
 use crate::loaded::rule_names;
 use crate::policy::Compiled;
+
+pub use programs::{Verified, verify};
 
 /// Why a policy is not in force.
 #[derive(Debug, thiserror::Error)]

@@ -1,7 +1,9 @@
 //! The policy's programs: which there are, where they go, and what they compare with.
 
+use std::time::{Duration, Instant};
+
 use aya::programs::links::FdLink;
-use aya::programs::{FEntry, FExit, Lsm, ProgramError};
+use aya::programs::{FEntry, FExit, Lsm, Program, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader};
 use lu_common::layout::{ABSENT, FILE_OPERATIONS_MAX, Landmarks, Offsets};
 use lu_common::uapi::Interface;
@@ -230,33 +232,83 @@ fn device() -> Option<u32> {
     Some((major.parse::<u32>().ok()? << 20) | minor.parse::<u32>().ok()?)
 }
 
+/// What the kernel's verifier made of a program.
+#[derive(Clone, Copy, Debug)]
+pub struct Verified {
+    /// The program.
+    pub program: &'static str,
+    /// How many instructions it went through, those of all ways through the program together.
+    pub instructions: u32,
+    /// How long the kernel took to load it.
+    pub took: Duration,
+}
+
+/// Loads all of them and attaches none: what each costs the verifier.
+pub fn verify() -> Result<Vec<Verified>, Error> {
+    let mut ebpf = load()?;
+    each(|place, btf| {
+        let begin = Instant::now();
+        load_one(&mut ebpf, place, btf)?;
+        let took = begin.elapsed();
+        let info = ebpf
+            .program(place.program)
+            .ok_or(ProgramError::NotLoaded)?
+            .info()?;
+        Ok(Verified {
+            program: place.program,
+            instructions: info.verified_instruction_count().unwrap_or(0),
+            took,
+        })
+    })
+}
+
 /// Attaches all of them.
 pub fn attach(ebpf: &mut Ebpf) -> Result<Vec<(&'static str, FdLink)>, Error> {
+    each(|place, btf| {
+        load_one(ebpf, place, btf)?;
+        Ok((place.program, attach_one(ebpf, place)?))
+    })
+}
+
+/// Does something with each.
+fn each<T>(mut with: impl FnMut(&Place, &Btf) -> Result<T, ProgramError>) -> Result<Vec<T>, Error> {
     let btf = Btf::from_sys_fs().map_err(|error| Error::Programs(chain(&error)))?;
     PLACES
         .iter()
         .map(|place| {
-            let link = attach_one(ebpf, place, &btf).map_err(|error| {
+            with(place, &btf).map_err(|error| {
                 Error::Programs(format!(
                     "{} at {}: {}",
                     place.program,
                     place.at,
                     chain(&error)
                 ))
-            })?;
-            Ok((place.program, link))
+            })
         })
         .collect()
 }
 
-fn attach_one(ebpf: &mut Ebpf, place: &Place, btf: &Btf) -> Result<FdLink, ProgramError> {
-    let program = ebpf
-        .program_mut(place.program)
-        .ok_or(ProgramError::NotLoaded)?;
+fn program<'a, T>(ebpf: &'a mut Ebpf, place: &Place) -> Result<&'a mut T, ProgramError>
+where
+    &'a mut T: TryFrom<&'a mut Program, Error = ProgramError>,
+{
+    ebpf.program_mut(place.program)
+        .ok_or(ProgramError::NotLoaded)?
+        .try_into()
+}
+
+fn load_one(ebpf: &mut Ebpf, place: &Place, btf: &Btf) -> Result<(), ProgramError> {
+    match place.way {
+        Way::Lsm => program::<Lsm>(ebpf, place)?.load(place.at, btf),
+        Way::Entry => program::<FEntry>(ebpf, place)?.load(place.at, btf),
+        Way::Exit => program::<FExit>(ebpf, place)?.load(place.at, btf),
+    }
+}
+
+fn attach_one(ebpf: &mut Ebpf, place: &Place) -> Result<FdLink, ProgramError> {
     macro_rules! attached {
         ($kind:ty) => {{
-            let program: &mut $kind = program.try_into()?;
-            program.load(place.at, btf)?;
+            let program: &mut $kind = program(ebpf, place)?;
             let link = program.attach()?;
             Ok(program.take_link(link)?.into())
         }};

@@ -7,6 +7,7 @@
 pub mod canary;
 pub mod cli;
 mod debian_cloud;
+pub mod enforced;
 mod image;
 mod kernel;
 mod machine;

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::machine::{Moment, PowerCut};
 use super::protocol::Step;
 use super::selftests::{self, Tap};
-use super::{Include, Kernel, Outcome, Run, canary, kernel, observe, policy};
+use super::{Include, Kernel, Outcome, Run, canary, enforced, kernel, observe, policy};
 use crate::{setup, sh};
 
 /// One test.
@@ -22,7 +22,7 @@ pub struct Test {
 }
 
 /// All of them.
-pub const ALL: [Test; 16] = [
+pub const ALL: [Test; 19] = [
     Test {
         name: "lab: a live update across a real kexec",
         run: live_update,
@@ -62,6 +62,18 @@ pub const ALL: [Test; 16] = [
     Test {
         name: "lab: ten thousand files without a lost event",
         run: stress,
+    },
+    Test {
+        name: "lab: a policy that persists refuses while lu is killed and takes over again",
+        run: enforced::killed,
+    },
+    Test {
+        name: "lab: a thousand reloads of a policy under load",
+        run: enforced::reloads,
+    },
+    Test {
+        name: "lab: the last of 64 rules decides, and the verifier has no more to do than it had",
+        run: enforced::rules,
     },
     Test {
         name: "lab: ten power cuts, and the journal has all that was told",
