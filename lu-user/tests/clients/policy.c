@@ -5,7 +5,7 @@
  * load FILE (kexec_file_load) | kexec
  * uid N | gid N (the effective one) | cgroup FOLDER (made, and entered)
  * exec FILE (which does the rest; what was open is closed) | fork (a child does the rest, and ends)
- * reload (lu run gets SIGHUP) | stay (a child holds what is held, for ever, and the rest is left out)
+ * wait (a second) | reload (lu run gets SIGHUP) | stay (a child holds what is held, for ever, and the rest is left out)
  */
 #include "sessions.h"
 #include <fcntl.h>
@@ -162,6 +162,8 @@ static long step(int n, char **w)
 		close(procs);
 		return ret;
 	}
+	if (!strcmp(w[0], "wait"))
+		return sleep(1);
 	if (!strcmp(w[0], "reload"))
 		return reload();
 	if (!strcmp(w[0], "stay")) {
