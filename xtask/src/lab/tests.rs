@@ -68,7 +68,7 @@ pub const ALL: [Test; 19] = [
         run: enforced::killed,
     },
     Test {
-        name: "lab: a thousand reloads of a policy under load",
+        name: "lab: ten thousand reloads of a policy under load",
         run: enforced::reloads,
     },
     Test {
