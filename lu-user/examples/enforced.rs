@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use lu_common::policy::{Decision, RULES};
+use lu_user::attach::place;
 use lu_user::client::sessions::{Device, Session};
 use lu_user::enforce::{Enforcer, verify};
 use lu_user::policy::{Compiled, Machine, Source, compile};
@@ -248,7 +249,7 @@ fn memory() -> Result<Value> {
 
 fn reloads(count: u64) -> Result<Value> {
     let policies = [one_token(1, "EACCES")?, one_token(2, "EXDEV")?];
-    let mut enforcer = Enforcer::new(false)?;
+    let mut enforcer = Enforcer::new(&place()?, false)?;
     enforcer.apply(&policies[0])?;
     enforcer.self_test()?;
     let device = Device::open(DEVICE.as_ref())?;
@@ -381,7 +382,7 @@ condition = "device-free"
 "#,
         others(RULES - 5)
     ))?;
-    let mut enforcer = Enforcer::new(false)?;
+    let mut enforcer = Enforcer::new(&place()?, false)?;
     let file = EventFd::new()?;
     let device = Device::open(DEVICE.as_ref())?;
     let session = device.create("vm")?;
@@ -412,7 +413,7 @@ condition = "device-free"
 
 fn verified() -> Result<Value> {
     let begin = Instant::now();
-    let programs = verify()?;
+    let programs = verify(&place()?)?;
     let took = begin.elapsed();
     let (mut instructions, mut ms) = (json!({}), json!({}));
     for program in programs {
@@ -442,7 +443,7 @@ fn price(count: u64, rounds: usize) -> Result<Value> {
     ioctls(&pipe, count / 10)?;
     for _ in 0..rounds {
         without.push(ioctls(&pipe, count)?);
-        let mut enforcer = Enforcer::new(false)?;
+        let mut enforcer = Enforcer::new(&place()?, false)?;
         enforcer.apply(&policy)?;
         enforcer.self_test()?;
         with.push(ioctls(&pipe, count)?);

@@ -6,7 +6,7 @@ use lu_common::uapi::Interface;
 use serde::Serialize;
 
 use crate::attach::allowed::{BTF, LSM_LIST, try_all};
-use crate::attach::{Detail, Hook, RING_BUFFER, Types, attach, hooks, interface_of};
+use crate::attach::{Detail, Hook, RING_BUFFER, Types, attach, hooks, interface_of, place_among};
 use crate::export::errno_name;
 use crate::orchestrator::{self, Orchestrator};
 
@@ -128,7 +128,9 @@ pub fn diagnose() -> Diagnosis {
         }),
     }
     let (orchestrator, places) = orchestrators();
-    let hooks: Vec<HookJson> = match attach(&places, RING_BUFFER, Detail::Callbacks) {
+    let attached = place_among(&places)
+        .and_then(|place| attach(place.as_ref(), &places, RING_BUFFER, Detail::Callbacks));
+    let hooks: Vec<HookJson> = match attached {
         Ok(attached) => attached
             .coverage
             .into_iter()

@@ -13,7 +13,7 @@ use super::types::Types;
 use super::{Detail, Error, Hook, Outcome, chain, hooks, program};
 
 /// The kernel's orchestrator, as its types tell it.
-pub struct Place {
+pub struct KernelPlace {
     /// Its interface.
     pub interface: Interface,
     /// Where things are.
@@ -22,10 +22,12 @@ pub struct Place {
     pub file_operations: Vec<(u64, FileKind)>,
     /// The functions whose prototype is another one than the hooks rely on, and which.
     pub changed: BTreeMap<&'static str, String>,
+    /// All of the kernel's types.
+    pub types: Types,
 }
 
 /// Looks the kernel's orchestrator up in the kernel's types.
-pub fn place() -> Result<Place, Error> {
+pub fn place() -> Result<KernelPlace, Error> {
     let types = Types::of_kernel().map_err(Error::Unknown)?;
     let interface = interface_of(&types).ok_or_else(|| {
         Error::Unknown("the orchestrator is of another version, or built without BTF".to_owned())
@@ -42,11 +44,12 @@ pub fn place() -> Result<Place, Error> {
         .filter(|(hook, found)| found != hook.prototype)
         .map(|(hook, found)| (hook.function, found))
         .collect();
-    Ok(Place {
+    Ok(KernelPlace {
         interface,
         offsets,
         file_operations,
         changed,
+        types,
     })
 }
 
@@ -62,7 +65,7 @@ pub fn interface_of(types: &Types) -> Option<Interface> {
     }
 }
 
-impl Place {
+impl KernelPlace {
     /// What the types lack of what the hooks read.
     #[must_use]
     pub fn unknown_members(&self) -> Vec<(&'static str, &'static str)> {
@@ -76,7 +79,7 @@ impl Place {
 }
 
 /// Attaches every hook of the interface up to `detail`.
-pub fn attach(ebpf: &mut Ebpf, place: &Place, detail: Detail) -> Vec<Outcome> {
+pub fn attach(ebpf: &mut Ebpf, place: &KernelPlace, detail: Detail) -> Vec<Outcome> {
     let btf = Btf::from_sys_fs().map_err(|error| chain(&error));
     hooks(place.interface)
         .iter()

@@ -18,7 +18,8 @@ use lu_common::event::{self, Counters, FileKind, Record};
 use lu_common::layout::{FILE_OPERATIONS_MAX, Offsets};
 use lu_common::uapi::Interface;
 
-pub use kernel::{interface_of, place};
+pub use kernel::{KernelPlace, interface_of, place};
+pub(crate) use plan::SYS_REBOOT;
 pub use plan::{Detail, Hook, Place, hooks};
 pub(crate) use symbols::addresses;
 pub use types::Types;
@@ -174,9 +175,16 @@ impl Attached {
     }
 }
 
-/// Loads the programs and attaches every hook of the plan up to `detail`. A hook that cannot be attached does
-/// not stop the others.
+/// Where the kernel's orchestrator is, if it is among these.
+pub fn place_among(orchestrators: &[Orchestrator]) -> Result<Option<KernelPlace>, Error> {
+    let is_there = orchestrators.contains(&Orchestrator::Kernel);
+    is_there.then(place).transpose()
+}
+
+/// Loads the programs and attaches every hook of the plan up to `detail`: on the kernel's orchestrator at its `place`,
+/// if it has one, and on emulated ones. A hook that cannot be attached does not stop the others.
 pub fn attach(
+    place: Option<&KernelPlace>,
     orchestrators: &[Orchestrator],
     ring_buffer: u64,
     detail: Detail,
@@ -185,22 +193,9 @@ pub fn attach(
         .ok()
         .filter(|size| size.is_power_of_two() && size.is_multiple_of(4096))
         .ok_or(Error::RingBuffer(ring_buffer))?;
-    let place = orchestrators
-        .contains(&Orchestrator::Kernel)
-        .then(place)
-        .transpose()?;
-    let offsets = place
-        .as_ref()
-        .map_or(Offsets::NONE, |place| place.offsets)
-        .list();
-    let flags = place
-        .as_ref()
-        .map_or(0, |place| interface_flags(place.interface));
-    let mut operations = [0_u64; 2 * FILE_OPERATIONS_MAX];
-    let kinds = place
-        .as_ref()
-        .map_or(&[][..], |place| &place.file_operations);
-    fill_operations(&mut operations, kinds);
+    let offsets = place.map_or(Offsets::NONE, |place| place.offsets).list();
+    let flags = place.map_or(0, |place| interface_flags(place.interface));
+    let operations = operations(place.map_or(&[][..], |place| &place.file_operations));
     let mut ebpf = EbpfLoader::new()
         // The programs need nothing of the kernel's types, and reading them takes a tenth of a second.
         .btf(None)
@@ -222,7 +217,7 @@ pub fn attach(
         .map_err(Error::Load)?;
     let mut coverage = Vec::new();
     let mut unknown_members = Vec::new();
-    if let Some(place) = &place {
+    if let Some(place) = place {
         unknown_members = place.unknown_members();
         coverage.extend(kernel::attach(&mut ebpf, place, detail));
     }
@@ -239,10 +234,12 @@ pub fn attach(
 }
 
 /// Where programs look up kinds of files: address, kind, address, kind, …
-pub(crate) fn fill_operations(slots: &mut [u64], kinds: &[(u64, FileKind)]) {
+pub(crate) fn operations(kinds: &[(u64, FileKind)]) -> [u64; 2 * FILE_OPERATIONS_MAX] {
+    let mut slots = [0; 2 * FILE_OPERATIONS_MAX];
     for (slot, (address, kind)) in slots.chunks_mut(2).zip(kinds) {
         slot.copy_from_slice(&[*address, *kind as u64]);
     }
+    slots
 }
 
 /// A number that nobody can foresee: with it records name files without telling the kernel's addresses.

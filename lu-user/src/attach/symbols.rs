@@ -39,17 +39,23 @@ const FILE_OPERATIONS: &[(&str, FileKind)] = &[
     ("eventfd_fops", FileKind::Eventfd),
 ];
 
+/// What the running kernel lists, as address and name; nothing where it hides addresses.
+fn listed(kallsyms: &str) -> impl Iterator<Item = (u64, &str)> {
+    kallsyms.lines().filter_map(|line| {
+        let mut words = line.split_ascii_whitespace();
+        let address = u64::from_str_radix(words.next()?, 16).ok()?;
+        (address != 0).then_some((address, words.nth(1)?))
+    })
+}
+
 /// The addresses by which the running kernel's files tell their kind; empty where the kernel hides
 /// addresses or lists no data (`CONFIG_KALLSYMS_ALL`).
 pub fn file_operations() -> Vec<(u64, FileKind)> {
     let text = std::fs::read_to_string(KALLSYMS).unwrap_or_default();
-    text.lines()
-        .filter_map(|line| {
-            let mut words = line.split_ascii_whitespace();
-            let address = u64::from_str_radix(words.next()?, 16).ok()?;
-            let name = words.nth(1)?;
+    listed(&text)
+        .filter_map(|(address, name)| {
             let (_, kind) = FILE_OPERATIONS.iter().find(|(known, _)| *known == name)?;
-            (address != 0).then_some((address, *kind))
+            Some((address, *kind))
         })
         .collect()
 }
@@ -58,14 +64,9 @@ pub fn file_operations() -> Vec<(u64, FileKind)> {
 pub fn addresses<const N: usize>(names: [&str; N]) -> [u64; N] {
     let text = std::fs::read_to_string(KALLSYMS).unwrap_or_default();
     let mut addresses = [0; N];
-    for line in text.lines() {
-        let mut words = line.split_ascii_whitespace();
-        let (Some(address), Some(_), Some(name)) = (words.next(), words.next(), words.next())
-        else {
-            continue;
-        };
+    for (address, name) in listed(&text) {
         if let Some(index) = names.iter().position(|wanted| *wanted == name) {
-            addresses[index] = u64::from_str_radix(address, 16).unwrap_or(0);
+            addresses[index] = address;
         }
     }
     addresses

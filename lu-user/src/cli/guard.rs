@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{MapData, RingBuf};
 use lu_common::event::{Header, Kind, Record, Task, flags};
+use lu_user::attach::KernelPlace;
 use lu_user::enforce::Enforcer;
 use lu_user::export::duration;
 use lu_user::journal::clocks;
 use lu_user::loaded::{loaded, rule_names};
-use lu_user::orchestrator::Orchestrator;
 use lu_user::policy::{Compiled, Machine, Source, compile};
 
 /// A policy in force.
@@ -22,16 +22,17 @@ pub struct Guard {
 
 impl Guard {
     /// Puts the policy of a file in force, and proves that it bites.
-    pub fn new(path: PathBuf, orchestrators: &[Orchestrator]) -> Result<Self> {
-        if !orchestrators.contains(&Orchestrator::Kernel) {
+    pub fn new(path: PathBuf, place: Option<&KernelPlace>) -> Result<Self> {
+        let Some(place) = place else {
             bail!(
                 "this machine's kernel has no orchestrator that a policy could be enforced on; an emulated one asks \
                  the policy itself: lu emulate --policy {}",
                 path.display()
             );
-        }
+        };
         let compiled = read(&path)?;
-        let mut enforcer = Enforcer::new(compiled.persist).context("no policy is in force")?;
+        let mut enforcer =
+            Enforcer::new(place, compiled.persist).context("no policy is in force")?;
         let before = enforcer.in_force()?.map(|before| before.policy.generation);
         let generation = enforcer.apply(&compiled)?;
         match enforcer.self_test() {

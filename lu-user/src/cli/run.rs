@@ -10,6 +10,7 @@ use anyhow::Result;
 use aya::maps::{MapData, RingBuf};
 use bytesize::ByteSize;
 use lu_common::event::{Kind, Record};
+use lu_user::attach::KernelPlace;
 use lu_user::audit::{Audit, Rotation};
 use lu_user::export::duration;
 use lu_user::journal::recorder::{self, Found, Place, Recorder};
@@ -335,11 +336,11 @@ impl Run {
 }
 
 impl Sink for Run {
-    fn enforce(&mut self, orchestrators: &[Orchestrator]) -> Result<Option<RingBuf<MapData>>> {
+    fn enforce(&mut self, place: Option<&KernelPlace>) -> Result<Option<RingBuf<MapData>>> {
         let Some(path) = &self.policy else {
             return Ok(None);
         };
-        let mut guard = Guard::new(path.clone(), orchestrators)?;
+        let mut guard = Guard::new(path.clone(), place)?;
         let verdicts = guard.take_verdicts();
         self.guard = Some(guard);
         Ok(verdicts)

@@ -10,7 +10,7 @@ use bytesize::ByteSize;
 use caps::{CapSet, Capability, CapsHashSet};
 use lu_common::event::Record;
 use lu_common::uapi::Interface;
-use lu_user::attach::{self, Attached, Detail, RING_BUFFER};
+use lu_user::attach::{self, Attached, Detail, KernelPlace, RING_BUFFER};
 use lu_user::collect::{Collector, Losses};
 use lu_user::orchestrator::{self, Orchestrator};
 use signal_hook::consts::SIGHUP;
@@ -46,8 +46,8 @@ const NOT_COUNTED: &str = "cannot count what was lost";
 
 /// Where records go.
 pub trait Sink {
-    /// Nothing is attached yet; where verdicts come, if a policy is put in force now.
-    fn enforce(&mut self, _orchestrators: &[Orchestrator]) -> Result<Option<RingBuf<MapData>>> {
+    /// Nothing is attached yet; where verdicts come, if a policy is put in force now on the kernel's orchestrator.
+    fn enforce(&mut self, _place: Option<&KernelPlace>) -> Result<Option<RingBuf<MapData>>> {
         Ok(None)
     }
     /// Whether SIGHUP has another meaning than to end; then it is for [`Self::reload`].
@@ -105,8 +105,10 @@ impl Watch {
         } else {
             orchestrator::emulated()
         };
-        let verdicts = sink.enforce(&orchestrators)?;
+        let place = attach::place_among(&orchestrators)?;
+        let verdicts = sink.enforce(place.as_ref())?;
         let attached = attach::attach(
+            place.as_ref(),
             &orchestrators,
             self.ring_buffer.as_u64(),
             if self.callbacks {
@@ -115,6 +117,7 @@ impl Watch {
                 Detail::Calls
             },
         )?;
+        drop(place);
         sink.begin(&orchestrators, &stop)?;
         say_coverage(&attached, &orchestrators);
         give_up_privileges(can_reload)?;

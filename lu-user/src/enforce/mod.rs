@@ -21,6 +21,7 @@ use lu_common::policy::{
 use nix::errno::Errno;
 use zerocopy::FromZeros as _;
 
+use crate::attach::KernelPlace;
 use crate::emulate::DEVICE;
 use crate::journal::clocks::now_ns;
 use crate::loaded::rule_names;
@@ -153,7 +154,7 @@ pub struct Enforcer {
 impl Enforcer {
     /// Loads the programs and attaches them, or takes those over that are pinned, with what they are judging by. Where
     /// `persist` says so they are pinned from now on, else they end with this process.
-    pub fn new(persist: bool) -> Result<Self, Error> {
+    pub fn new(place: &KernelPlace, persist: bool) -> Result<Self, Error> {
         if let Some((mut pinned, links)) = Self::open()? {
             if !persist {
                 pins::remove(&pins::folder())?;
@@ -161,7 +162,7 @@ impl Enforcer {
             }
             return Ok(pinned);
         }
-        let mut programs = programs::load()?;
+        let mut programs = programs::load(place)?;
         let links = programs::attach(&mut programs)?;
         let held = if persist {
             pins::create(&mut programs, links)?;

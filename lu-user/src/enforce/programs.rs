@@ -5,19 +5,17 @@ use std::time::{Duration, Instant};
 use aya::programs::links::FdLink;
 use aya::programs::{FEntry, FExit, Lsm, Program, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader};
-use lu_common::layout::{ABSENT, FILE_OPERATIONS_MAX, Landmarks, Offsets};
+use lu_common::layout::{ABSENT, Landmarks, Offsets};
 use lu_common::uapi::Interface;
 
 use super::Error;
-use crate::attach::{self, OBJECT, chain};
+use crate::attach::{self, KernelPlace, OBJECT, SYS_REBOOT, chain};
 
 /// A program, and the LSM hook or the function that it goes to.
-struct Place {
+struct Goes {
     program: &'static str,
     at: &'static str,
     way: Way,
-    /// The function as lu knows it; another is not touched.
-    prototype: &'static str,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -27,148 +25,68 @@ enum Way {
     Exit,
 }
 
-const fn lsm(program: &'static str, at: &'static str) -> Place {
-    Place {
-        program,
-        at,
-        way: Way::Lsm,
-        prototype: "",
-    }
-}
-
-const fn at(
-    way: Way,
-    program: &'static str,
-    function: &'static str,
-    prototype: &'static str,
-) -> Place {
-    Place {
-        program,
-        at: function,
-        way,
-        prototype,
-    }
+const fn at(way: Way, at: &'static str, program: &'static str) -> Goes {
+    Goes { program, at, way }
 }
 
 /// All of them, those that judge first: who keeps account then has been told of each request.
-const PLACES: [Place; 18] = [
-    at(
-        Way::Entry,
-        "policy_sys_reboot",
-        SYS_REBOOT,
-        "long (const struct pt_regs *)",
-    ),
-    lsm("lsm_file_open", "file_open"),
-    lsm("lsm_file_ioctl", "file_ioctl"),
-    lsm("lsm_file_ioctl_compat", "file_ioctl_compat"),
-    lsm("lsm_file_receive", "file_receive"),
-    lsm("lsm_kernel_load_data", "kernel_load_data"),
-    lsm("lsm_kernel_read_file", "kernel_read_file"),
-    lsm("lsm_capable", "capable"),
-    at(
-        Way::Exit,
-        "policy_sys_reboot_done",
-        SYS_REBOOT,
-        "long (const struct pt_regs *)",
-    ),
-    at(
-        Way::Exit,
-        "policy_open",
-        "luo_open",
-        "int (struct inode *, struct file *)",
-    ),
-    at(
-        Way::Exit,
-        "policy_release",
-        "luo_release",
-        "int (struct inode *, struct file *)",
-    ),
-    at(
-        Way::Exit,
-        "policy_session_create",
-        "luo_session_create",
-        "int (const char *, struct file **)",
-    ),
-    at(
-        Way::Exit,
-        "policy_session_retrieve",
-        "luo_session_retrieve",
-        "int (const char *, struct file **)",
-    ),
-    at(
-        Way::Exit,
-        "policy_preserve_file",
-        "luo_preserve_file",
-        "int (struct luo_file_set *, u64, int)",
-    ),
-    at(
-        Way::Exit,
-        "policy_retrieve_file",
-        "luo_retrieve_file",
-        "int (struct luo_file_set *, u64, struct file **)",
-    ),
-    at(
-        Way::Entry,
-        "policy_session_release",
-        "luo_session_release",
-        "int (struct inode *, struct file *)",
-    ),
-    at(
-        Way::Exit,
-        "policy_session_ioctl_done",
-        "luo_session_ioctl",
-        "long (struct file *, unsigned int, unsigned long)",
-    ),
-    at(
-        Way::Exit,
-        "policy_ioctl_done",
-        "luo_ioctl",
-        "long (struct file *, unsigned int, unsigned long)",
-    ),
+const ALL: [Goes; 18] = [
+    at(Way::Entry, SYS_REBOOT, "policy_sys_reboot"),
+    at(Way::Lsm, "file_open", "lsm_file_open"),
+    at(Way::Lsm, "file_ioctl", "lsm_file_ioctl"),
+    at(Way::Lsm, "file_ioctl_compat", "lsm_file_ioctl_compat"),
+    at(Way::Lsm, "file_receive", "lsm_file_receive"),
+    at(Way::Lsm, "kernel_load_data", "lsm_kernel_load_data"),
+    at(Way::Lsm, "kernel_read_file", "lsm_kernel_read_file"),
+    at(Way::Lsm, "capable", "lsm_capable"),
+    at(Way::Exit, SYS_REBOOT, "policy_sys_reboot_done"),
+    at(Way::Exit, "luo_open", "policy_open"),
+    at(Way::Exit, "luo_release", "policy_release"),
+    at(Way::Exit, "luo_session_create", "policy_session_create"),
+    at(Way::Exit, "luo_session_retrieve", "policy_session_retrieve"),
+    at(Way::Exit, "luo_preserve_file", "policy_preserve_file"),
+    at(Way::Exit, "luo_retrieve_file", "policy_retrieve_file"),
+    at(Way::Entry, "luo_session_release", "policy_session_release"),
+    at(Way::Exit, "luo_session_ioctl", "policy_session_ioctl_done"),
+    at(Way::Exit, "luo_ioctl", "policy_ioctl_done"),
 ];
 
 /// The programs' names.
 pub fn names() -> impl Iterator<Item = &'static str> {
-    PLACES.iter().map(|place| place.program)
+    ALL.iter().map(|goes| goes.program)
 }
-
-/// The system call reboot(2).
-const SYS_REBOOT: &str = if cfg!(target_arch = "aarch64") {
-    "__arm64_sys_reboot"
-} else {
-    "__x64_sys_reboot"
-};
 
 /// The ring buffer for verdicts, in bytes.
 const VERDICTS: u32 = 256 << 10;
 
 /// Loads the programs' maps and what they compare with.
-pub fn load() -> Result<Ebpf, Error> {
-    let place = attach::place().map_err(|error| Error::Orchestrator(error.to_string()))?;
+pub fn load(place: &KernelPlace) -> Result<Ebpf, Error> {
     if place.interface != Interface::Sessions {
         return Err(Error::Orchestrator(place.interface.name().to_owned()));
     }
-    let types = attach::Types::of_kernel().map_err(Error::Programs)?;
-    for place in &PLACES {
-        let found = types.prototype(place.at);
-        if place.way != Way::Lsm && found.as_deref() != Some(place.prototype) {
+    // The functions are those of hooks; one that lu does not know is not touched.
+    let functions = attach::hooks(place.interface)
+        .iter()
+        .filter(|hook| ALL.iter().any(|goes| goes.at == hook.function));
+    for hook in functions {
+        let found = place.types.prototype(hook.function);
+        if found.as_deref() != Some(hook.prototype) {
             return Err(Error::Programs(format!(
                 "in this kernel {} is {}, and lu knows {}",
-                place.at,
+                hook.function,
                 found.unwrap_or_else(|| "not there".to_owned()),
-                place.prototype
+                hook.prototype
             )));
         }
     }
-    let asked = types.asked_offsets();
+    let asked = place.types.asked_offsets();
     if place.offsets.file_f_op == ABSENT || place.offsets.session_name == ABSENT {
         return Err(Error::Unknown(
             "where files and sessions keep what they are",
         ));
     }
     let landmarks = landmarks()?;
-    let mut operations = [0_u64; 2 * FILE_OPERATIONS_MAX];
-    attach::fill_operations(&mut operations, &place.file_operations);
+    let operations = attach::operations(&place.file_operations);
     let offsets: [u32; size_of::<Offsets>() / 4] = place.offsets.list();
     Ok(EbpfLoader::new()
         .btf(None)
@@ -244,18 +162,18 @@ pub struct Verified {
 }
 
 /// Loads all of them and attaches none: what each costs the verifier.
-pub fn verify() -> Result<Vec<Verified>, Error> {
-    let mut ebpf = load()?;
-    each(|place, btf| {
+pub fn verify(place: &KernelPlace) -> Result<Vec<Verified>, Error> {
+    let mut ebpf = load(place)?;
+    each(|goes, btf| {
         let begin = Instant::now();
-        load_one(&mut ebpf, place, btf)?;
+        load_one(&mut ebpf, goes, btf)?;
         let took = begin.elapsed();
         let info = ebpf
-            .program(place.program)
+            .program(goes.program)
             .ok_or(ProgramError::NotLoaded)?
             .info()?;
         Ok(Verified {
-            program: place.program,
+            program: goes.program,
             instructions: info.verified_instruction_count().unwrap_or(0),
             took,
         })
@@ -264,56 +182,51 @@ pub fn verify() -> Result<Vec<Verified>, Error> {
 
 /// Attaches all of them.
 pub fn attach(ebpf: &mut Ebpf) -> Result<Vec<(&'static str, FdLink)>, Error> {
-    each(|place, btf| {
-        load_one(ebpf, place, btf)?;
-        Ok((place.program, attach_one(ebpf, place)?))
+    each(|goes, btf| {
+        load_one(ebpf, goes, btf)?;
+        Ok((goes.program, attach_one(ebpf, goes)?))
     })
 }
 
 /// Does something with each.
-fn each<T>(mut with: impl FnMut(&Place, &Btf) -> Result<T, ProgramError>) -> Result<Vec<T>, Error> {
+fn each<T>(mut with: impl FnMut(&Goes, &Btf) -> Result<T, ProgramError>) -> Result<Vec<T>, Error> {
     let btf = Btf::from_sys_fs().map_err(|error| Error::Programs(chain(&error)))?;
-    PLACES
-        .iter()
-        .map(|place| {
-            with(place, &btf).map_err(|error| {
-                Error::Programs(format!(
-                    "{} at {}: {}",
-                    place.program,
-                    place.at,
-                    chain(&error)
-                ))
+    ALL.iter()
+        .map(|goes| {
+            with(goes, &btf).map_err(|error| {
+                let Goes { program, at, .. } = goes;
+                Error::Programs(format!("{program} at {at}: {}", chain(&error)))
             })
         })
         .collect()
 }
 
-fn program<'a, T>(ebpf: &'a mut Ebpf, place: &Place) -> Result<&'a mut T, ProgramError>
+fn program<'a, T>(ebpf: &'a mut Ebpf, goes: &Goes) -> Result<&'a mut T, ProgramError>
 where
     &'a mut T: TryFrom<&'a mut Program, Error = ProgramError>,
 {
-    ebpf.program_mut(place.program)
+    ebpf.program_mut(goes.program)
         .ok_or(ProgramError::NotLoaded)?
         .try_into()
 }
 
-fn load_one(ebpf: &mut Ebpf, place: &Place, btf: &Btf) -> Result<(), ProgramError> {
-    match place.way {
-        Way::Lsm => program::<Lsm>(ebpf, place)?.load(place.at, btf),
-        Way::Entry => program::<FEntry>(ebpf, place)?.load(place.at, btf),
-        Way::Exit => program::<FExit>(ebpf, place)?.load(place.at, btf),
+fn load_one(ebpf: &mut Ebpf, goes: &Goes, btf: &Btf) -> Result<(), ProgramError> {
+    match goes.way {
+        Way::Lsm => program::<Lsm>(ebpf, goes)?.load(goes.at, btf),
+        Way::Entry => program::<FEntry>(ebpf, goes)?.load(goes.at, btf),
+        Way::Exit => program::<FExit>(ebpf, goes)?.load(goes.at, btf),
     }
 }
 
-fn attach_one(ebpf: &mut Ebpf, place: &Place) -> Result<FdLink, ProgramError> {
+fn attach_one(ebpf: &mut Ebpf, goes: &Goes) -> Result<FdLink, ProgramError> {
     macro_rules! attached {
         ($kind:ty) => {{
-            let program: &mut $kind = program(ebpf, place)?;
+            let program: &mut $kind = program(ebpf, goes)?;
             let link = program.attach()?;
             Ok(program.take_link(link)?.into())
         }};
     }
-    match place.way {
+    match goes.way {
         Way::Lsm => attached!(Lsm),
         Way::Entry => attached!(FEntry),
         Way::Exit => attached!(FExit),
