@@ -8,7 +8,7 @@ use core::mem::{offset_of, size_of};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::policy::{Attribute, Judged};
+use crate::policy::{Attribute, Judged, Untold};
 use crate::uapi::Interface;
 use crate::uapi::sessions::NAME_LEN;
 
@@ -92,6 +92,9 @@ numbered! {
         Verdict = 35, "verdict";
         /// A request got through that is not the one that was judged; see [`Judged`](crate::policy::Judged).
         Tampered = 36, "tampered";
+        /// Not from a hook: the collector found that a policy's programs could not do all of their work; see
+        /// [`Untold`](crate::policy::Untold).
+        Untold = 247, "untold";
         /// A policy was loaded, and who did it; see [`PolicyLoaded`].
         Policy = 248, "policy";
         /// The name of a policy's rule, before the first verdict of its generation that has its number; see
@@ -534,9 +537,14 @@ impl Record {
     #[must_use]
     pub fn is_from_hook(&self) -> bool {
         match self.kind() {
-            Some(Kind::Lost | Kind::Kernel | Kind::Anchor | Kind::LastBeat | Kind::Handover) => {
-                false
-            }
+            Some(
+                Kind::Lost
+                | Kind::Untold
+                | Kind::Kernel
+                | Kind::Anchor
+                | Kind::LastBeat
+                | Kind::Handover,
+            ) => false,
             // The emulated orchestrator loads its policy itself; into the kernel lu does.
             Some(Kind::Policy | Kind::Rule) => self.is_emulated(),
             _ => true,
@@ -550,6 +558,7 @@ impl Record {
             Some(
                 Kind::Verdict
                     | Kind::Tampered
+                    | Kind::Untold
                     | Kind::Policy
                     | Kind::Rule
                     | Kind::Name
@@ -743,6 +752,12 @@ impl Record {
     #[must_use]
     pub fn policy_loaded(&self) -> Option<PolicyLoaded> {
         (self.kind() == Some(Kind::Policy)).then(|| zerocopy::transmute!(self.call))
+    }
+
+    /// What a policy's programs could not do since the last such record ([`Kind::Untold`]).
+    #[must_use]
+    pub fn untold(&self) -> Option<Untold> {
+        (self.kind() == Some(Kind::Untold)).then(|| zerocopy::transmute!(self.call))
     }
 
     /// A record that user space makes, with its payload as bytes.

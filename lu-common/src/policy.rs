@@ -129,16 +129,19 @@ impl Attribute {
 /// Words of a session's name.
 const WORDS: usize = NAME_LEN / size_of::<u64>();
 
+/// A session's name, padded with NUL, in words of the machine's byte order; all 0: none, or unknown.
+pub type Text = [u64; WORDS];
+
 /// A session's name, ready to be compared from both ends.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 pub struct Name {
     /// 0: what stands before a name's end where the name is short.
-    zeros: [u64; WORDS],
+    zeros: Text,
     /// Padded with NUL.
-    pub text: [u64; WORDS],
+    pub text: Text,
     /// The same, pushed to the right, with NUL before it.
-    pub end: [u64; WORDS],
+    pub end: Text,
     /// Bytes before the first NUL; at most 63.
     pub length: u64,
 }
@@ -341,10 +344,8 @@ pub struct Need {
     pub sort: u32,
     /// Its number as a rule.
     pub rule: u32,
-    /// The session's [`session_id`](crate::event::session_id).
-    pub session: u64,
-    /// The token, or the number of files.
-    pub value: u64,
+    /// The session and the token; in place of the latter the number of files.
+    pub of: TokenKey,
 }
 
 /// [`Need::sort`].
@@ -427,8 +428,6 @@ pub struct Request {
     pub known: u32,
     /// The session's name.
     pub name: Name,
-    /// The session's [`session_id`](crate::event::session_id); 0: none, or unknown.
-    pub session: u64,
     /// The token.
     pub token: u64,
     /// The file's size, in bytes.
@@ -450,13 +449,13 @@ pub struct Request {
 /// What is preserved, as whoever judges knows it. `None` is "unknown".
 pub trait Standing {
     /// Files and bytes in a session, the one that is asked for included.
-    fn session(&self, session: u64) -> Option<Usage>;
+    fn session(&self, name: &Text) -> Option<Usage>;
     /// In all sessions together, the one that is asked for included.
     fn in_all(&self) -> Option<Usage>;
     /// Whether a session has a token preserved.
-    fn is_preserved(&self, session: u64, token: u64) -> Option<bool>;
+    fn is_preserved(&self, of: &TokenKey) -> Option<bool>;
     /// Whether a token of an incoming session was restored.
-    fn is_restored(&self, session: u64, token: u64) -> Option<bool>;
+    fn is_restored(&self, of: &TokenKey) -> Option<bool>;
     /// Whether nobody has the device open.
     fn is_device_free(&self) -> Option<bool>;
     /// Whether there is an image to jump into.
@@ -469,11 +468,11 @@ pub trait Standing {
 /// the verifier each `Option` is another way to follow.
 pub trait Reckoning {
     /// See [`Standing::session`].
-    fn session(&self, session: u64) -> Amount;
+    fn session(&self, name: &Text) -> Amount;
     /// See [`Standing::in_all`].
     fn in_all(&self) -> Amount;
     /// What a [`Need`] can ask of a session and a token.
-    fn token(&self, session: u64, token: u64) -> Token;
+    fn token(&self, of: &TokenKey) -> Token;
     /// See [`Standing::is_device_free`].
     fn is_device_free(&self) -> Answer;
     /// See [`Standing::is_image_loaded`].
@@ -483,19 +482,19 @@ pub trait Reckoning {
 }
 
 impl<S: Standing> Reckoning for S {
-    fn session(&self, session: u64) -> Amount {
-        Standing::session(self, session).into()
+    fn session(&self, name: &Text) -> Amount {
+        Standing::session(self, name).into()
     }
 
     fn in_all(&self) -> Amount {
         Standing::in_all(self).into()
     }
 
-    fn token(&self, session: u64, token: u64) -> Token {
+    fn token(&self, of: &TokenKey) -> Token {
         Token {
-            usage: Standing::session(self, session).into(),
-            preserved: self.is_preserved(session, token).into(),
-            restored: self.is_restored(session, token).into(),
+            usage: Standing::session(self, &of.session).into(),
+            preserved: self.is_preserved(of).into(),
+            restored: self.is_restored(of).into(),
         }
     }
 
@@ -766,7 +765,7 @@ impl Policy {
         if limits == 0 {
             return over;
         }
-        let of_session = standing.session(request.session);
+        let of_session = standing.session(&request.name.text);
         let in_all = standing.in_all();
         let mut at = 0;
         while at < QUOTAS {
@@ -800,6 +799,8 @@ impl Policy {
         let device = standing.is_device_free();
         let image = standing.is_image_loaded();
         let lost = standing.is_no_session_lost();
+        // Which session is asked for may be unknown.
+        let unnamed = equal(u64::from(request.known & Attribute::Session.bit()), 0);
         let mut at = 0;
         while at < NEEDS {
             let need = &self.needs[at];
@@ -808,14 +809,13 @@ impl Policy {
             }
             let bit = 1_u64.wrapping_shl(need.rule) & conditions;
             let is = |sort: u32| equal(u64::from(need.sort), u64::from(sort));
-            let token = standing.token(need.session, need.value);
+            let token = standing.token(&need.of);
             let files = Answer {
-                yes: !less(token.usage.usage.files, need.value),
+                yes: !less(token.usage.usage.files, need.of.token),
                 unknown: token.usage.unknown,
             };
-            // Another session's finish does not wait for it; which one is asked for may be unknown.
-            let unnamed = equal(request.session, 0);
-            let this = equal(need.session, request.session) & !unnamed;
+            // Another session's finish does not wait for it.
+            let this = same(&need.of.session, &request.name.text) & !unnamed;
             let others = Answer {
                 yes: !this & !unnamed,
                 unknown: unnamed,
@@ -892,6 +892,19 @@ pub fn differ(a: u64, b: u64) -> u64 {
 #[inline(always)]
 fn equal(a: u64, b: u64) -> u64 {
     differ(a, b).wrapping_sub(1)
+}
+
+/// All bits, if two names are the same.
+#[inline(always)]
+#[must_use]
+pub fn same(a: &Text, b: &Text) -> u64 {
+    let mut differs = 0;
+    let mut word = 0;
+    while word < WORDS {
+        differs |= a[word] ^ b[word];
+        word += 1;
+    }
+    equal(differs, 0)
 }
 
 /// Judges a request. All of a policy that speaks of it is asked: the first rule for such requests that matches, each
@@ -1019,14 +1032,15 @@ impl KnownSession {
     pub const LOST: u64 = 3;
 }
 
-/// A token of a session, see [`session_id`](crate::event::session_id).
+/// A token of a session. Its name itself is in the key: other names with the same
+/// [`session_id`](crate::event::session_id) can be made on purpose.
 #[repr(C)]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 pub struct TokenKey {
-    /// The session.
-    pub session: u64,
+    /// The session's name.
+    pub session: Text,
     /// The token.
     pub token: u64,
 }
@@ -1065,7 +1079,7 @@ pub struct Account {
     pub unknown: u64,
 }
 
-/// What the programs could not do.
+/// What the programs could not do: the payload of a record of [`Kind::Untold`](crate::event::Kind::Untold) too.
 #[repr(C)]
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
@@ -1075,6 +1089,36 @@ pub struct Untold {
     pub ring_full: u64,
     /// Requests that could not be remembered, so they were let through unjudged.
     pub unjudged: u64,
+    /// 0: room for what comes.
+    pub reserved: [u64; 6],
+}
+
+impl Untold {
+    /// What has come since `before`.
+    #[must_use]
+    pub const fn since(&self, before: &Self) -> Self {
+        Self {
+            ring_full: self.ring_full.saturating_sub(before.ring_full),
+            unjudged: self.unjudged.saturating_sub(before.unjudged),
+            reserved: [0; 6],
+        }
+    }
+
+    /// Both.
+    #[must_use]
+    pub const fn and(&self, more: &Self) -> Self {
+        Self {
+            ring_full: self.ring_full.saturating_add(more.ring_full),
+            unjudged: self.unjudged.saturating_add(more.unjudged),
+            reserved: [0; 6],
+        }
+    }
+
+    /// Whether that is nothing.
+    #[must_use]
+    pub const fn is_nothing(&self) -> bool {
+        self.ring_full == 0 && self.unjudged == 0
+    }
 }
 
 /// A verdict, as it is told: the payload of a record of
@@ -1087,7 +1131,7 @@ pub struct Untold {
 pub struct Judged {
     /// The policy that judged, see [`Policy::generation`].
     pub generation: u64,
-    /// See [`Request::session`].
+    /// The session's [`session_id`](crate::event::session_id); 0: none, or unknown.
     pub session: u64,
     /// See [`Request::token`].
     pub token: u64,
@@ -1131,5 +1175,6 @@ pub mod tampered {
 
 const _: () = {
     assert!(size_of::<Judged>() == 64);
+    assert!(size_of::<Untold>() == 64);
     assert!(size_of::<Policy>().is_multiple_of(size_of::<u64>()));
 };

@@ -15,7 +15,7 @@ use nix::unistd::geteuid;
 use serde::Serialize;
 use systemd_journal_logger::JournalLog;
 
-use crate::export::{PolicyLine, VerdictLine, is_about_policy};
+use crate::export::{PolicyLine, UntoldLine, VerdictLine, is_about_policy};
 use crate::timeline::{Names, shown};
 
 /// The value of the field `schema`.
@@ -93,6 +93,8 @@ struct Line {
     fd: Option<i32>,
     fd_kind: Option<&'static str>,
     bytes: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    untold: Option<UntoldLine>,
     #[serde(flatten)]
     verdict: Option<VerdictLine>,
     #[serde(flatten)]
@@ -137,7 +139,7 @@ impl Audit {
         if let Some(journald) = &self.journald {
             let level = match record.kind() {
                 Some(Kind::Tampered) => log::Level::Error,
-                Some(Kind::Verdict) => log::Level::Warn,
+                Some(Kind::Verdict | Kind::Untold) => log::Level::Warn,
                 _ => log::Level::Info,
             };
             let sent = journald.journal_send(
@@ -193,6 +195,7 @@ impl Audit {
             fd: record.fd(),
             fd_kind: record.file_kind().map(FileKind::name),
             bytes: record.bytes(),
+            untold: UntoldLine::of(record),
             verdict: VerdictLine::of(record, &self.names),
             policy: PolicyLine::of(record),
             lost: Some(self.lost).filter(|lost| *lost > 0),

@@ -2,12 +2,13 @@
 //!
 //! Pure: who asks has looked at the machine and read the journal.
 
-use lu_common::policy::{Need, Standing, Usage, need};
+use lu_common::event::session_id_of;
+use lu_common::policy::{Need, Standing, Text, TokenKey, Usage, need};
 use nix::errno::Errno;
 use serde::Serialize;
 
 use crate::export::{AttentionKind, Report, errno_name};
-use crate::policy::{Compiled, Mode, Says, Section, Source};
+use crate::policy::{Compiled, Mode, Says, Source};
 use crate::timeline::{FileOutcome, Session, Sight, Timeline, named};
 
 /// The value of the field `schema`.
@@ -173,16 +174,16 @@ impl Known<'_> {
         };
         let (is_met, what) = match need.sort {
             need::TOKEN => (
-                self.is_preserved(need.session, need.value),
-                format!("token {:#x} of {} preserved", need.value, name()),
+                self.is_preserved(&need.of),
+                format!("token {:#x} of {} preserved", need.of.token, name()),
             ),
             need::FILES => {
-                let usage = self.session(need.session);
+                let usage = self.session(&need.of.session);
                 (
-                    usage.map(|usage| usage.files >= need.value),
+                    usage.map(|usage| usage.files >= need.of.token),
                     format!(
                         "{} files of {} preserved{}",
-                        need.value,
+                        need.of.token,
                         name(),
                         usage.map_or_else(String::new, |usage| format!(
                             ", there are {}",
@@ -216,10 +217,7 @@ impl Known<'_> {
         };
         let state = State::from(is_met);
         Some(Condition {
-            about: match rule.section {
-                Section::Gate => "gate",
-                _ => "require",
-            },
+            about: rule.section.name(),
             rule: Some(rule.name.clone()),
             state,
             ready,
@@ -234,8 +232,8 @@ impl Known<'_> {
         }
     }
 
-    fn find(&self, session: u64) -> Option<&Session> {
-        self.timeline()?.outgoing().current(session)
+    fn find(&self, session: &Text) -> Option<&Session> {
+        self.timeline()?.outgoing().current(session_id_of(session))
     }
 }
 
@@ -251,8 +249,8 @@ fn preserved(session: &Session) -> Usage {
 }
 
 impl Standing for Known<'_> {
-    fn session(&self, session: u64) -> Option<Usage> {
-        self.find(session)
+    fn session(&self, name: &Text) -> Option<Usage> {
+        self.find(name)
             .filter(|session| session.sight == Sight::Whole)
             .map(preserved)
     }
@@ -262,9 +260,9 @@ impl Standing for Known<'_> {
         None
     }
 
-    fn is_preserved(&self, session: u64, token: u64) -> Option<bool> {
-        let session = self.find(session)?;
-        let file = session.files.get(&token);
+    fn is_preserved(&self, of: &TokenKey) -> Option<bool> {
+        let session = self.find(&of.session)?;
+        let file = session.files.get(&of.token);
         let is_preserved = file.is_some_and(|file| file.outcome == FileOutcome::Preserved);
         match session.sight {
             Sight::Whole => Some(is_preserved),
@@ -274,7 +272,7 @@ impl Standing for Known<'_> {
     }
 
     /// Nothing is asked for before a kexec of what has come.
-    fn is_restored(&self, _session: u64, _token: u64) -> Option<bool> {
+    fn is_restored(&self, _: &TokenKey) -> Option<bool> {
         None
     }
 

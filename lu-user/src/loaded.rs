@@ -2,7 +2,7 @@
 
 use lu_common::event::{self, PolicyLoaded};
 
-use crate::policy::{Compiled, Mode, RuleName, Section};
+use crate::policy::{Compiled, Mode, RuleName};
 
 /// What the rules of a policy are called, by number: payloads of
 /// [`Kind::Rule`](lu_common::event::Kind::Rule).
@@ -11,25 +11,9 @@ pub fn rule_names(compiled: &Compiled, generation: u64) -> Vec<event::RuleName> 
     let rules = compiled.rules.iter().zip(0..);
     let name = |(rule, number): (&RuleName, u8)| {
         let enforced = rule.mode == Mode::Enforce;
-        event::RuleName::new(
-            generation,
-            number,
-            section(rule.section),
-            enforced,
-            &rule.name,
-        )
+        event::RuleName::new(generation, number, rule.section, enforced, &rule.name)
     };
     rules.map(name).collect()
-}
-
-const fn section(section: Section) -> event::Section {
-    match section {
-        Section::Access => event::Section::Access,
-        Section::Preserve => event::Section::Preserve,
-        Section::Quota => event::Section::Quota,
-        Section::Require => event::Section::Require,
-        Section::Gate => event::Section::Gate,
-    }
 }
 
 /// That a policy is loaded, by the process `pid`: the payload of

@@ -6,21 +6,23 @@ use aya_ebpf::btf_maps::{Array as BtfArray, ArrayOfMaps};
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::{
     bpf_copy_from_user, bpf_get_current_ancestor_cgroup_id, bpf_get_current_task_btf,
-    bpf_probe_read_kernel, bpf_probe_read_user,
+    bpf_probe_read_kernel, bpf_probe_read_user, bpf_task_pt_regs,
 };
 use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, LruHashMap};
 use lu_common::event::session_id_of;
 use lu_common::layout::{self, Landmarks};
 use lu_common::policy::{
-    Attribute, Decision, InForce, LEVELS, Operation, RULES, Request, evaluate,
-    evaluate_unconditional, tampered,
+    Attribute, Decision, InForce, LEVELS, Operation, RULES, Request, Text, evaluate,
+    evaluate_unconditional, same, tampered,
 };
 
 use super::standing::{self, Kernel as Account};
 use super::tell;
 use crate::call::add;
-use crate::orchestrator::{Checked, Kernel, Name, Orchestrator as _, Read as _, global};
+use crate::orchestrator::{
+    Checked, Kernel, Name, Orchestrator as _, REBOOT_KEXEC, Read as _, global,
+};
 
 /// Where things are; user space fills it in.
 #[unsafe(no_mangle)]
@@ -97,20 +99,16 @@ pub struct Asked {
     pub file: u64,
     /// Its descriptor.
     pub fd: i32,
-    /// [`NOT_YET`]: not judged; else the rule that decided.
+    /// Once it is judged: the rule that decided.
     pub rule: u32,
     /// 1: what it asks for is counted in its session and in all, though it may yet fail.
     reserved: u64,
 }
 
-/// See [`Asked::rule`].
-const NOT_YET: u32 = u32::MAX;
-
-/// A session: its name's id and the kernel's `struct luo_session *`, 0 where they cannot be read.
-#[derive(Clone, Copy)]
+/// A session: its name and the kernel's `struct luo_session *`, 0 where they cannot be read.
 pub struct Session {
-    /// See [`session_id`](lu_common::event::session_id).
-    pub id: u64,
+    /// Its name.
+    pub name: Text,
     /// Which of those with this name.
     pub pointer: u64,
 }
@@ -133,16 +131,28 @@ pub fn is_self_test() -> bool {
         .is_some_and(|tested| *tested == bpf_get_current_pid_tgid())
 }
 
-/// Judges a request that nothing more is to be known of than who asks, and which session's file it is about.
+/// Whether this task is in reboot(KEXEC): by the third argument of its system call, which a 32-bit program leaves in the
+/// same register.
+#[inline(always)]
+pub fn is_kexec() -> bool {
+    // SAFETY: the helper has no preconditions.
+    let task = unsafe { bpf_get_current_task_btf() };
+    // SAFETY: the task is the current one, as the helper has it.
+    let registers = unsafe { bpf_task_pt_regs(task) };
+    Kernel::<Checked>::reboot_command(registers as u64) == Some(REBOOT_KEXEC)
+}
+
+/// Judges a request that nothing more is to be known of than who asks, and which session's file it is about. With
+/// `CONDITIONS` as in [`Asked::judge`].
 #[inline(never)]
-pub fn judge_alone(operation: Operation, file: u64) -> i32 {
+pub fn judge_alone<const CONDITIONS: bool>(operation: Operation, file: u64) -> i32 {
     let Some(asked) = Asked::begin(operation) else {
         return 0;
     };
     if file != 0 {
         asked.take_session(file);
     }
-    let answer = asked.judge::<false>();
+    let answer = asked.judge::<CONDITIONS>();
     Asked::end();
     answer
 }
@@ -183,7 +193,6 @@ impl Asked {
             .ok()?;
         let asked = Self::current()?;
         asked.request.operation = operation as u32;
-        asked.rule = NOT_YET;
         asked.fd = -1;
         asked.take_caller();
         Some(asked)
@@ -201,11 +210,6 @@ impl Asked {
     /// Whether this is asked for.
     pub fn is(&self, operation: Operation) -> bool {
         self.request.operation == operation as u32
-    }
-
-    /// Whether it was judged.
-    pub fn is_judged(&self) -> bool {
-        self.rule != NOT_YET
     }
 
     /// Whether an attribute is known.
@@ -281,18 +285,7 @@ impl Asked {
     fn take_name(&mut self) {
         let name = &mut self.request.name;
         name.cut();
-        self.request.session = session_id_of(&name.text);
         self.learn(Attribute::Session);
-    }
-
-    /// Whether a session has the name that was judged. Names with the same id can be made on purpose.
-    #[inline(always)]
-    fn is_name_of(&self, session: Session) -> bool {
-        let Some(name) = name_of(session.pointer) else {
-            return true;
-        };
-        let both = name.iter().zip(&self.request.name.text);
-        both.fold(0, |differ, (used, judged)| differ | (used ^ judged)) == 0
     }
 
     /// The token, and the file behind the descriptor.
@@ -330,7 +323,7 @@ impl Asked {
     pub fn judge<const CONDITIONS: bool>(&mut self) -> i32 {
         if self.is(Operation::Preserve) {
             let request = &self.request;
-            self.reserved = u64::from(standing::change(request.session, 1, request.bytes));
+            self.reserved = u64::from(standing::change(&request.name.text, 1, request.bytes));
         }
         let answer = if CONDITIONS {
             judge::<true>(self)
@@ -349,21 +342,21 @@ impl Asked {
         if self.reserved != 0 {
             self.reserved = 0;
             let bytes = self.request.bytes.wrapping_neg();
-            standing::change(self.request.session, u64::MAX, bytes);
+            standing::change(&self.request.name.text, u64::MAX, bytes);
         }
     }
 
     /// The file is preserved, in that session and of that size.
     #[inline(always)]
-    pub fn settle(&mut self, session: Session, bytes: Option<u64>) {
+    pub fn settle(&mut self, session: &Session, bytes: Option<u64>) {
         let bytes = bytes.unwrap_or(self.request.bytes);
-        if self.reserved == 0 || self.request.session != session.id {
+        if self.reserved == 0 || same(&self.request.name.text, &session.name) == 0 {
             self.give_back();
-            standing::change(session.id, 1, bytes);
+            standing::change(&session.name, 1, bytes);
         } else {
             // It keeps its place.
             self.reserved = 0;
-            standing::change(session.id, 0, bytes.wrapping_sub(self.request.bytes));
+            standing::change(&session.name, 0, bytes.wrapping_sub(self.request.bytes));
         }
     }
 }
@@ -456,8 +449,10 @@ pub fn session_of_set(set: u64) -> Session {
 #[inline(always)]
 fn session_of(pointer: Option<u64>) -> Session {
     let pointer = pointer.unwrap_or(0);
-    let id = name_of(pointer).map_or(0, |name| session_id_of(&name));
-    Session { id, pointer }
+    Session {
+        name: name_of(pointer).unwrap_or_default(),
+        pointer,
+    }
 }
 
 /// The name of a `struct luo_session *`.
@@ -485,12 +480,12 @@ pub fn newest_file(set: u64) -> Option<u64> {
 
 /// How what was done differs from what was judged, see [`tampered`].
 #[inline(always)]
-pub fn differs(operation: Operation, session: Session, token: u64) -> u8 {
+pub fn differs(operation: Operation, session: &Session, token: u64) -> u8 {
     let Some(asked) = Asked::current().filter(|asked| asked.is(operation)) else {
         return tampered::UNASKED;
     };
     let mut differs = 0;
-    if asked.request.session != session.id || !asked.is_name_of(session) {
+    if same(&asked.request.name.text, &session.name) == 0 {
         differs |= tampered::SESSION;
     }
     if asked.request.token != token {
@@ -501,21 +496,22 @@ pub fn differs(operation: Operation, session: Session, token: u64) -> u8 {
 
 /// Tells of what was not done as it was judged.
 #[inline(always)]
-pub fn tell_tampered(operation: Operation, session: u64, token: u64, differs: u8) {
+pub fn tell_tampered(operation: Operation, session: &Session, token: u64, differs: u8) {
     if differs != 0 {
         let generation = POLICY
             .get_value(0, &0)
             .map_or(0, |in_force| in_force.policy.generation);
+        let session = session_id_of(&session.name);
         tell::tampered(operation, generation, session, token, differs);
     }
 }
 
 /// Both.
 #[inline(never)]
-pub fn compare(operation: Operation, session: Session, token: u64) {
+pub fn compare(operation: Operation, session: &Session, token: u64) {
     tell_tampered(
         operation,
-        session.id,
+        session,
         token,
         differs(operation, session, token),
     );

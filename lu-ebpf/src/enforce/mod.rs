@@ -22,7 +22,7 @@ use lu_common::policy::{Attribute, Operation, tampered};
 use lu_common::uapi::IOCTL_TYPE;
 
 use self::asked::{Asked, landmark, read};
-use crate::orchestrator::{Checked, Kernel, Orchestrator as _, REBOOT_KEXEC, Read as _};
+use crate::orchestrator::{Checked, Kernel, Orchestrator as _, Read as _};
 
 /// `_IOC_TYPE`'s place in an ioctl's number (`include/uapi/asm-generic/ioctl.h`).
 const TYPE_SHIFT: u32 = 8;
@@ -49,7 +49,7 @@ fn lsm_file_open(ctx: LsmContext) -> i32 {
     if asked::is_self_test() {
         return -asked::SELF_TEST_ERRNO;
     }
-    asked::judge_alone(Operation::Open, 0)
+    asked::judge_alone::<false>(Operation::Open, 0)
 }
 
 /// Whether an inode is `/dev/liveupdate`'s, by whatever name.
@@ -134,7 +134,7 @@ fn lsm_file_receive(ctx: LsmContext) -> i32 {
     if before != 0 || operations != Some(landmark!(session_operations)) {
         return before;
     }
-    asked::judge_alone(Operation::Receive, file)
+    asked::judge_alone::<false>(Operation::Receive, file)
 }
 
 /// `int kernel_load_data(enum kernel_load_data_id, bool contents)`: `kexec_load(2)`.
@@ -144,7 +144,7 @@ fn lsm_kernel_load_data(ctx: LsmContext) -> i32 {
     if before != 0 || ctx.arg::<u32>(0) != landmark!(kexec_image_id) {
         return before;
     }
-    asked::judge_alone(Operation::Load, 0)
+    asked::judge_alone::<false>(Operation::Load, 0)
 }
 
 /// `int kernel_read_file(struct file *, enum kernel_read_file_id, bool contents)`: `kexec_file_load(2)`.
@@ -154,7 +154,7 @@ fn lsm_kernel_read_file(ctx: LsmContext) -> i32 {
     if before != 0 || ctx.arg::<u32>(1) != landmark!(kexec_image_id) {
         return before;
     }
-    asked::judge_alone(Operation::Load, 0)
+    asked::judge_alone::<false>(Operation::Load, 0)
 }
 
 /// `int capable(const struct cred *, struct user_namespace *, int cap, unsigned int opts)`: what reboot(2) asks first.
@@ -165,26 +165,11 @@ fn lsm_capable(ctx: LsmContext) -> i32 {
     if before != 0 || ctx.arg::<i32>(2) != CAP_SYS_BOOT {
         return before;
     }
-    match Asked::current() {
-        Some(asked) if asked.is(Operation::Kexec) && !asked.is_judged() => asked.judge::<true>(),
-        _ => before,
+    if asked::is_kexec() {
+        asked::judge_alone::<true>(Operation::Kexec, 0)
+    } else {
+        before
     }
-}
-
-/// `long __x64_sys_reboot(const struct pt_regs *)`: the command, which `capable` is not told.
-#[fentry]
-fn policy_sys_reboot(ctx: FEntryContext) -> i32 {
-    if Kernel::<Checked>::reboot_command(ctx.arg::<u64>(0)) == Some(REBOOT_KEXEC) {
-        let _ = Asked::begin(Operation::Kexec);
-    }
-    0
-}
-
-/// It has returned: no kexec.
-#[fexit]
-fn policy_sys_reboot_done(_ctx: FExitContext) -> i32 {
-    Asked::end();
-    0
 }
 
 /// `long luo_ioctl(struct file *, unsigned int, unsigned long)`.
@@ -224,8 +209,8 @@ fn policy_session_create(ctx: FExitContext) -> i32 {
         return 0;
     }
     let session = session_at(ctx.arg(1));
-    asked::compare(Operation::Create, session, 0);
-    standing::created(session);
+    asked::compare(Operation::Create, &session, 0);
+    standing::created(&session);
     0
 }
 
@@ -233,7 +218,7 @@ fn policy_session_create(ctx: FExitContext) -> i32 {
 #[fexit]
 fn policy_session_retrieve(ctx: FExitContext) -> i32 {
     if ctx.arg::<i32>(2) == 0 {
-        asked::compare(Operation::Retrieve, session_at(ctx.arg(1)), 0);
+        asked::compare(Operation::Retrieve, &session_at(ctx.arg(1)), 0);
     }
     0
 }
@@ -251,7 +236,7 @@ fn policy_preserve_file(ctx: FExitContext) -> i32 {
     let facts = Kernel::<Checked>::file(file);
     let kind = facts.as_ref().map(|facts| u64::from(facts.kind));
     let bytes = facts.map(|facts| facts.bytes);
-    let mut differs = asked::differs(Operation::Preserve, session, token);
+    let mut differs = asked::differs(Operation::Preserve, &session, token);
     if let Some(asked) = Asked::current() {
         // One that was closed meanwhile may have left its place to another.
         if asked.file != file || kind != asked.known(Attribute::Kind).then_some(asked.request.kind)
@@ -261,10 +246,10 @@ fn policy_preserve_file(ctx: FExitContext) -> i32 {
         if bytes != asked.known(Attribute::Bytes).then_some(asked.request.bytes) {
             differs |= tampered::BYTES;
         }
-        asked.settle(session, bytes);
+        asked.settle(&session, bytes);
     }
-    asked::tell_tampered(Operation::Preserve, session.id, token, differs);
-    standing::preserved(session, token);
+    asked::tell_tampered(Operation::Preserve, &session, token, differs);
+    standing::preserved(&session, token);
     0
 }
 
@@ -273,8 +258,8 @@ fn policy_preserve_file(ctx: FExitContext) -> i32 {
 fn policy_retrieve_file(ctx: FExitContext) -> i32 {
     if ctx.arg::<i32>(3) == 0 {
         let (session, token) = (asked::session_of_set(ctx.arg(0)), ctx.arg(1));
-        asked::compare(Operation::Restore, session, token);
-        standing::restored(session, token);
+        asked::compare(Operation::Restore, &session, token);
+        standing::restored(&session, token);
     }
     0
 }
@@ -285,7 +270,7 @@ fn policy_session_release(ctx: FEntryContext) -> i32 {
     let session = asked::session_of_file(ctx.arg(1));
     let flags: Option<u32> = read!(asked asked::current_task(), task_flags);
     let is_lost = flags.is_some_and(|flags| flags & EXITING != 0);
-    standing::released(session, is_lost);
+    standing::released(&session, is_lost);
     0
 }
 

@@ -1,10 +1,15 @@
 //! What is preserved: the account by which quotas and requirements are judged, kept by the programs themselves.
 
+#![expect(
+    clippy::needless_borrows_for_generic_args,
+    reason = "a name has 64 bytes, which need not come to the stack as well"
+)]
+
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap};
 use lu_common::policy::{
-    Account, Amount, Answer, KnownSession, Reckoning, Token, TokenKey, Usage, WatchedToken, below,
-    differ,
+    Account, Amount, Answer, KnownSession, Reckoning, Text, Token, TokenKey, Usage, WatchedToken,
+    below, differ,
 };
 
 use super::asked::{Session, landmark};
@@ -16,9 +21,9 @@ use crate::orchestrator::{Checked, Read as _};
 /// `BPF_F_NO_PREALLOC` (`include/uapi/linux/bpf.h`).
 const NO_PREALLOC: u32 = 1;
 
-/// Sessions that are being made ready, by the id of their name.
+/// Sessions that are being made ready, by name.
 #[map]
-static SESSIONS: HashMap<u64, KnownSession> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+static SESSIONS: HashMap<Text, KnownSession> = HashMap::with_max_entries(65_536, NO_PREALLOC);
 
 /// The tokens that requirements ask for. User space puts them in.
 #[map]
@@ -42,7 +47,7 @@ fn count(field: impl FnOnce(&mut Account) -> *mut u64, by: u64) {
 /// Counts files and bytes of a session in or out, the latter by wrapping around; whether it is known. A file that may
 /// be preserved is counted before it is judged, so that no other takes its place meanwhile.
 #[inline(always)]
-pub fn change(session: u64, files: u64, bytes: u64) -> bool {
+pub fn change(session: &Text, files: u64, bytes: u64) -> bool {
     let Some(known) = SESSIONS.get_ptr_mut(session) else {
         return false;
     };
@@ -68,28 +73,28 @@ pub fn opened(by: u64) {
 
 /// A session was made.
 #[inline(always)]
-pub fn created(session: Session) {
+pub fn created(session: &Session) {
     let new = KnownSession {
         pointer: session.pointer,
         usage: Usage { files: 0, bytes: 0 },
         first_ns: 0,
         state: KnownSession::PRESENT,
     };
-    if let Some(old) = SESSIONS.get_ptr_mut(session.id) {
+    if let Some(old) = SESSIONS.get_ptr_mut(&session.name) {
         // SAFETY: within the map.
         if unsafe { (*old).state } == KnownSession::LOST {
             count(|account| &raw mut account.lost, u64::MAX);
         }
     }
-    if session.id == 0 || SESSIONS.insert(session.id, new, 0).is_err() {
+    if session.name[0] == 0 || SESSIONS.insert(&session.name, new, 0).is_err() {
         count(|account| &raw mut account.unknown, 1);
     }
 }
 
 /// A file was preserved.
 #[inline(always)]
-pub fn preserved(session: Session, token: u64) {
-    if let Some(known) = SESSIONS.get_ptr_mut(session.id) {
+pub fn preserved(session: &Session, token: u64) {
+    if let Some(known) = SESSIONS.get_ptr_mut(&session.name) {
         // SAFETY: within the map.
         let first = unsafe { &mut (*known).first_ns };
         if *first == 0 {
@@ -97,10 +102,10 @@ pub fn preserved(session: Session, token: u64) {
         }
     }
     let key = TokenKey {
-        session: session.id,
+        session: session.name,
         token,
     };
-    if let Some(watched) = TOKENS.get_ptr_mut(key) {
+    if let Some(watched) = TOKENS.get_ptr_mut(&key) {
         // SAFETY: within the map.
         unsafe { (*watched).preserved_in = session.pointer };
     }
@@ -108,12 +113,12 @@ pub fn preserved(session: Session, token: u64) {
 
 /// A file was restored.
 #[inline(always)]
-pub fn restored(session: Session, token: u64) {
+pub fn restored(session: &Session, token: u64) {
     let key = TokenKey {
-        session: session.id,
+        session: session.name,
         token,
     };
-    if let Some(watched) = TOKENS.get_ptr_mut(key) {
+    if let Some(watched) = TOKENS.get_ptr_mut(&key) {
         // SAFETY: within the map.
         unsafe { (*watched).restored_ns = now() };
     }
@@ -121,8 +126,8 @@ pub fn restored(session: Session, token: u64) {
 
 /// A session is closed: by the end of a process that held it, or on purpose.
 #[inline(always)]
-pub fn released(session: Session, by_end: bool) {
-    let Some(known) = SESSIONS.get_ptr_mut(session.id) else {
+pub fn released(session: &Session, by_end: bool) {
+    let Some(known) = SESSIONS.get_ptr_mut(&session.name) else {
         return;
     };
     // SAFETY: within the map.
@@ -140,7 +145,7 @@ pub fn released(session: Session, by_end: bool) {
         known.state = KnownSession::LOST;
         count(|account| &raw mut account.lost, 1);
     } else {
-        let _ = SESSIONS.remove(session.id);
+        let _ = SESSIONS.remove(&session.name);
     }
 }
 
@@ -176,8 +181,8 @@ impl Kernel {
     }
 
     #[inline(always)]
-    fn amount(&self, session: u64, known: &KnownSession) -> Amount {
-        let unknown = self.is_uncounted(known) | (is_some(session) ^ 1);
+    fn amount(&self, session: &Text, known: &KnownSession) -> Amount {
+        let unknown = self.is_uncounted(known) | (is_some(session[0]) ^ 1);
         Amount::new(known.usage, unknown)
     }
 
@@ -198,8 +203,8 @@ fn is_some(number: u64) -> u64 {
 
 impl Reckoning for Kernel {
     #[inline(always)]
-    fn session(&self, session: u64) -> Amount {
-        self.amount(session, &self.or_nothing(SESSIONS.get_ptr(session)))
+    fn session(&self, name: &Text) -> Amount {
+        self.amount(name, &self.or_nothing(SESSIONS.get_ptr(name)))
     }
 
     #[inline(always)]
@@ -208,9 +213,9 @@ impl Reckoning for Kernel {
     }
 
     #[inline(always)]
-    fn token(&self, session: u64, token: u64) -> Token {
-        let known: KnownSession = self.or_nothing(SESSIONS.get_ptr(session));
-        let watched: WatchedToken = self.or_nothing(TOKENS.get_ptr(TokenKey { session, token }));
+    fn token(&self, of: &TokenKey) -> Token {
+        let known: KnownSession = self.or_nothing(SESSIONS.get_ptr(&of.session));
+        let watched: WatchedToken = self.or_nothing(TOKENS.get_ptr(of));
         // In the session that has the name now.
         let preserved = is_some(known.pointer) & (differ(known.pointer, watched.preserved_in) ^ 1);
         let unwatched = is_some(watched.since_ns) ^ 1;
@@ -220,7 +225,7 @@ impl Reckoning for Kernel {
         let restored = is_some(watched.restored_ns);
         let unseen = unwatched | is_some(watched.may_be_restored);
         Token {
-            usage: self.amount(session, &known),
+            usage: self.amount(&of.session, &known),
             preserved: Answer::new(preserved, unknown & (preserved ^ 1)),
             restored: Answer::new(restored, unseen & (restored ^ 1)),
         }

@@ -4,8 +4,8 @@ use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_RING_SIZE};
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, RingBuf};
-use lu_common::event::{Kind, Record, flags};
-use lu_common::policy::{Decision, Judged, NO_RULE, Operation, Untold, Verdict};
+use lu_common::event::{Kind, Record, flags, session_id_of};
+use lu_common::policy::{Attribute, Decision, Judged, NO_RULE, Operation, Untold, Verdict};
 
 use super::asked::Asked;
 use crate::call::{add, clear, now};
@@ -74,7 +74,12 @@ pub fn verdict(asked: &Asked, generation: u64, verdict: &Verdict, errno: u8) {
     if !has_room() {
         return;
     }
-    if asked.request.session != 0 {
+    let session = if asked.known(Attribute::Session) {
+        session_id_of(&asked.request.name.text)
+    } else {
+        0
+    };
+    if session != 0 {
         // The orchestrator may never hear of it, nor those who watch it.
         send(Kind::Name, |record| {
             record.call = zerocopy::transmute!(asked.request.name.text);
@@ -84,7 +89,7 @@ pub fn verdict(asked: &Asked, generation: u64, verdict: &Verdict, errno: u8) {
         let judged: &mut Judged = zerocopy::transmute_mut!(&mut record.call);
         let request = &asked.request;
         judged.generation = generation;
-        judged.session = request.session;
+        judged.session = session;
         judged.token = request.token;
         judged.bytes = request.bytes;
         judged.known = request.known;

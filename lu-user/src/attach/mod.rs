@@ -19,7 +19,6 @@ use lu_common::layout::{FILE_OPERATIONS_MAX, Offsets};
 use lu_common::uapi::Interface;
 
 pub use kernel::{KernelPlace, interface_of, place};
-pub(crate) use plan::SYS_REBOOT;
 pub use plan::{Detail, Hook, Place, hooks};
 pub(crate) use symbols::addresses;
 pub use types::Types;

@@ -85,7 +85,7 @@ macro_rules! options {
 }
 
 /// reboot(2), as the kernel calls it on this architecture (`arch/*/include/asm/syscall_wrapper.h`).
-pub(crate) const SYS_REBOOT: &str = if cfg!(target_arch = "aarch64") {
+const SYS_REBOOT: &str = if cfg!(target_arch = "aarch64") {
     "__arm64_sys_reboot"
 } else {
     "__x64_sys_reboot"

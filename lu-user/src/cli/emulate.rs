@@ -182,9 +182,6 @@ impl Args {
         } else {
             emulate::run_command(&options, &emulation.command)
         };
-        match status {
-            Err(emulate::Error::Policy(error)) => Ok(super::refused_policy(&error)),
-            status => Ok(ExitCode::from(u8::try_from(status?).unwrap_or(u8::MAX))),
-        }
+        Ok(ExitCode::from(u8::try_from(status?).unwrap_or(u8::MAX)))
     }
 }

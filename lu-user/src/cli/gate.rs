@@ -47,15 +47,12 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 
 impl Args {
     pub fn run(&self) -> Result<ExitCode> {
-        let read = |path: &PathBuf| {
+        let read = |path: &PathBuf| -> Result<_> {
             let source = Source::read(path)?;
             let compiled = policy::compile(&source, &policy::Machine)?;
             Ok((source, compiled))
         };
-        let policy = match self.policy.as_ref().map(read).transpose() {
-            Ok(policy) => policy,
-            Err(error) => return Ok(super::refused_policy(&error)),
-        };
+        let policy = self.policy.as_ref().map(read).transpose()?;
         let machine = Machine {
             in_kernel: orchestrator::in_kernel(),
             image_loaded: image_loaded(),

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{MapData, RingBuf};
 use lu_common::event::{Header, Kind, Record, Task, flags};
+use lu_common::policy::Untold;
 use lu_user::attach::KernelPlace;
 use lu_user::enforce::Enforcer;
 use lu_user::export::duration;
@@ -18,11 +19,14 @@ pub struct Guard {
     enforcer: Enforcer,
     compiled: Compiled,
     generation: u64,
+    /// What was untold when it was last asked.
+    untold: Untold,
 }
 
 impl Guard {
     /// Puts the policy of a file in force, and proves that it bites.
     pub fn new(path: PathBuf, place: Option<&KernelPlace>) -> Result<Self> {
+        let compiled = read(&path)?;
         let Some(place) = place else {
             bail!(
                 "this machine's kernel has no orchestrator that a policy could be enforced on; an emulated one asks \
@@ -30,9 +34,9 @@ impl Guard {
                 path.display()
             );
         };
-        let compiled = read(&path)?;
         let mut enforcer =
             Enforcer::new(place, compiled.persist).context("no policy is in force")?;
+        let untold = enforcer.untold()?;
         let before = enforcer.in_force()?.map(|before| before.policy.generation);
         let generation = enforcer.apply(&compiled)?;
         match enforcer.self_test() {
@@ -47,6 +51,7 @@ impl Guard {
             enforcer,
             compiled,
             generation,
+            untold,
         };
         guard.say();
         match before {
@@ -93,10 +98,11 @@ impl Guard {
                 self.records()
             }
             Err(error) => {
-                eprintln!(
-                    "lu: {error:#}\nlu: generation {} stays in force",
-                    self.generation
-                );
+                match error.downcast_ref() {
+                    Some(refused) => eprintln!("{}", super::rendered(refused)),
+                    None => eprintln!("lu: {error:#}"),
+                }
+                eprintln!("lu: generation {} stays in force", self.generation);
                 Vec::new()
             }
         }
@@ -118,13 +124,13 @@ impl Guard {
         self.enforcer.take_verdicts()
     }
 
-    /// What could not be told, if anything.
-    pub fn untold(&self) -> Option<String> {
-        let untold = self.enforcer.untold().ok()?;
-        let (full, unjudged) = (untold.ring_full, untold.unjudged);
-        (full + unjudged > 0).then(|| {
-            format!("{full} verdicts were lost, and {unjudged} requests let through unjudged for want of room")
-        })
+    /// What could not be told since this was last asked, if anything.
+    pub fn untold(&mut self) -> Option<Record> {
+        // Nothing more than this can be done about it.
+        let all = self.enforcer.untold().ok()?;
+        let new = all.since(&self.untold);
+        self.untold = all;
+        (!new.is_nothing()).then(|| made(Kind::Untold, zerocopy::transmute!(new)))
     }
 }
 

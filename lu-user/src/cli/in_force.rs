@@ -10,7 +10,9 @@ use anyhow::{Context as _, Result, bail};
 use lu_common::event::{RuleName, Section};
 use lu_common::policy::{Decision, InForce, RULES};
 use lu_user::enforce::{Enforcer, pins};
-use lu_user::policy::{Machine, Source, compile};
+use lu_user::export::untold;
+use lu_user::policy::{Machine, Source, compile, hexadecimal};
+use lu_user::timeline::shown;
 use serde::Serialize;
 
 /// Put another policy in force where one persists, in one step.
@@ -122,17 +124,19 @@ impl Status {
             .transpose()?
             .flatten();
         let account = enforcer.as_ref().map(Enforcer::account).transpose()?;
-        let untold = enforcer.as_ref().map(Enforcer::untold).transpose()?;
+        let left = enforcer.as_ref().map(Enforcer::untold).transpose()?;
         let told = Told {
             schema: "lu.policy.status/1",
             generation: in_force.as_ref().map(|in_force| in_force.policy.generation),
-            sha256: in_force.as_ref().map(|in_force| hex(&in_force.sha256)),
+            sha256: in_force
+                .as_ref()
+                .map(|in_force| hexadecimal(&in_force.sha256)),
             rules: in_force.as_deref().map(rules).unwrap_or_default(),
             files: account.map(|account| account.usage.files),
             bytes: account.map(|account| account.usage.bytes),
             uncounted_sessions: account.map(|account| account.unknown),
-            lost: untold.map(|untold| untold.ring_full),
-            unjudged: untold.map(|untold| untold.unjudged),
+            lost: left.map(|left| left.ring_full),
+            unjudged: left.map(|left| left.unjudged),
         };
         let mut out = std::io::stdout().lock();
         if self.json {
@@ -149,14 +153,6 @@ impl Status {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
 fn rules(in_force: &InForce) -> Vec<ToldRule> {
     let named = |name: &RuleName| !name.name.starts_with(&[0]);
     in_force
@@ -171,11 +167,7 @@ fn rules(in_force: &InForce) -> Vec<ToldRule> {
             }
             let decided = |decision: Decision| counts.decided[decision as usize];
             Some(ToldRule {
-                name: name.map(|name| {
-                    let end = name.name.iter().position(|byte| *byte == 0);
-                    let bytes = &name.name[..end.unwrap_or(name.name.len())];
-                    String::from_utf8_lossy(bytes).into_owned()
-                }),
+                name: name.map(|name| shown(&name.name)),
                 section: name
                     .and_then(|name| Section::from_raw(name.section))
                     .map(Section::name),
@@ -232,11 +224,9 @@ impl Told {
             ));
         }
         if let (Some(lost), Some(unjudged)) = (self.lost, self.unjudged)
-            && lost + unjudged > 0
+            && let Some(untold) = untold(lost, unjudged)
         {
-            line(format!(
-                "{lost} verdicts were lost, and {unjudged} requests let through unjudged for want of room"
-            ));
+            line(untold);
         }
         text
     }

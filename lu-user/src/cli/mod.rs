@@ -58,7 +58,7 @@ enum Command {
     Ctl(ctl::Args),
 }
 
-/// Runs the command line. Exit status: 0 done, 1 failed, 2 wrong usage; `doctor`, `gate` and `emulate` say
+/// Runs the command line. Exit status: 0 done, 1 failed, 2 wrong usage, or a policy with errors; `doctor`, `gate` and `emulate` say
 /// their own in their help.
 pub fn main() -> ExitCode {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("warn,fuser=error"))
@@ -82,6 +82,11 @@ pub fn main() -> ExitCode {
         if is_broken_pipe(&error) {
             return ExitCode::SUCCESS;
         }
+        let mut causes = error.chain();
+        if let Some(refused) = causes.find_map(|cause| cause.downcast_ref()) {
+            eprintln!("{}", rendered(refused));
+            return ExitCode::from(2);
+        }
         eprintln!("lu: {error:#}");
         ExitCode::FAILURE
     })
@@ -95,10 +100,13 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     })
 }
 
-/// Shows what is wrong with a policy.
-fn refused_policy(error: &lu_user::policy::Error) -> ExitCode {
-    eprintln!("{}", error.render(std::io::stderr().is_terminal()));
-    ExitCode::from(2)
+/// The exit status where a request got through that was not the one that the policy judged.
+const TAMPERED: u8 = 3;
+
+/// What a policy's errors look like on standard error, with the places in its file.
+fn rendered(error: &lu_user::policy::Error) -> String {
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    error.render(colours)
 }
 
 /// The width of the terminal; 100 columns where standard output is none.

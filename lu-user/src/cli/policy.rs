@@ -1,13 +1,13 @@
 //! `lu policy`.
 
-use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Subcommand;
+use lu_common::event::Section;
 use lu_user::policy::{
-    Asked, Compiled, Error, Machine, Names, Section, Source, State, cases, compile, explain, schema,
+    Asked, Compiled, Machine, Names, Source, State, cases, compile, explain, schema,
 };
 use serde_json::json;
 
@@ -99,7 +99,7 @@ struct Schema {}
 
 impl Args {
     pub fn run(&self) -> Result<ExitCode> {
-        let done = match &self.command {
+        match &self.command {
             Command::Check(check) => check.run(),
             Command::Apply(apply) => apply.run(),
             Command::Status(status) => status.run(),
@@ -110,16 +110,7 @@ impl Args {
                 println!("{}", serde_json::to_string_pretty(&schema())?);
                 Ok(ExitCode::SUCCESS)
             }
-        };
-        done.or_else(|error| match error.downcast::<Error>() {
-            Ok(error) => {
-                let colours =
-                    std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-                eprintln!("{}", error.render(colours));
-                Ok(ExitCode::from(2))
-            }
-            Err(error) => Err(error),
-        })
+        }
     }
 }
 
@@ -138,7 +129,7 @@ impl Check {
                 "rules": compiled.rules.iter().enumerate().map(|(number, rule)| json!({
                     "number": number,
                     "name": rule.name,
-                    "section": rule.section,
+                    "section": rule.section.name(),
                     "line": rule.line,
                     "mode": rule.mode,
                 })).collect::<Vec<_>>(),
@@ -163,11 +154,13 @@ impl Check {
 
 /// How many rules each section has.
 fn sections(compiled: &Compiled) -> String {
-    use Section::{Access, Gate, Preserve, Quota, Require};
-    let counts: Vec<String> = [Access, Preserve, Quota, Require, Gate]
-        .into_iter()
+    let counts: Vec<String> = Section::ALL
+        .iter()
         .filter_map(|section| {
-            let of_it = compiled.rules.iter().filter(|rule| rule.section == section);
+            let of_it = compiled
+                .rules
+                .iter()
+                .filter(|rule| rule.section == *section);
             match of_it.count() {
                 0 => None,
                 count => Some(format!("{count} {}", section.name())),

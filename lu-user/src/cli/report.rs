@@ -14,7 +14,7 @@ use super::trace::tell_torn;
 /// Show one update from the journal: what needs attention, phases, blackout, files, losses.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  lu report\n  lu report --update 3 --json | jq .blackout.ns\n  lu report --format html --output update.html\n  lu report --format perfetto --output update.pftrace   # for https://ui.perfetto.dev\n\nExit status: 0 shown, 1 there is no such update."
+    after_help = "Examples:\n  lu report\n  lu report --update 3 --json | jq .blackout.ns\n  lu report --format html --output update.html\n  lu report --format perfetto --output update.pftrace   # for https://ui.perfetto.dev\n\nExit status: 0 shown, 1 there is no such update, 3 shown, and in it a request got through that was not the one that\nthe policy judged."
 )]
 pub struct Args {
     /// Where the journal is.
@@ -82,7 +82,10 @@ impl Args {
             }
         };
         self.print(&report)?;
-        Ok(ExitCode::SUCCESS)
+        Ok(match report.tampered {
+            0 => ExitCode::SUCCESS,
+            _ => ExitCode::from(super::TAMPERED),
+        })
     }
 
     fn print(&self, report: &Report) -> Result<()> {

@@ -10,9 +10,10 @@ use anyhow::Result;
 use aya::maps::{MapData, RingBuf};
 use bytesize::ByteSize;
 use lu_common::event::{Kind, Record};
+use lu_common::policy::Untold;
 use lu_user::attach::KernelPlace;
 use lu_user::audit::{Audit, Rotation};
-use lu_user::export::duration;
+use lu_user::export::{duration, untold};
 use lu_user::journal::recorder::{self, Found, Place, Recorder};
 use lu_user::journal::refusals::Refusals;
 use lu_user::journal::{self, Journal, Retention, boot, clocks};
@@ -30,7 +31,7 @@ use super::watch::{Sink, Watch, tell};
 /// both halves of an update; the device is held for the moment of its creation alone.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  lu run\n  lu run --journal /tmp/lu --trace\n  lu run --policy /etc/lu/policy.toml"
+    after_help = "Examples:\n  lu run\n  lu run --journal /tmp/lu --trace\n  lu run --policy /etc/lu/policy.toml\n\nExit status: 0 it was told to end, 1 it failed, 2 wrong usage, or a policy with errors, 3 a request got through that was not\nthe one that the policy judged."
 )]
 pub struct Args {
     /// Where the journal is.
@@ -116,14 +117,13 @@ impl Args {
             has_told: false,
             policy: self.policy.clone(),
             guard: None,
+            tampered: 0,
+            untold: Untold::default(),
         };
         let watched = self.watch.watch(&mut run);
         run.let_go();
         run.say_problems();
         let losses = watched?;
-        if let Some(untold) = run.guard.as_ref().and_then(Guard::untold) {
-            eprintln!("lu: {untold}");
-        }
         let events = run.journal.events();
         eprintln!(
             "lu: {} events in {}, {}",
@@ -131,6 +131,16 @@ impl Args {
             self.journal.display(),
             tell(losses)
         );
+        if let Some(untold) = untold(run.untold.ring_full, run.untold.unjudged) {
+            eprintln!("lu: {untold}");
+        }
+        if run.tampered > 0 {
+            eprintln!(
+                "lu: {} requests got through that were not the ones that were judged",
+                run.tampered
+            );
+            return Ok(ExitCode::from(super::TAMPERED));
+        }
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -175,6 +185,10 @@ struct Run {
     /// The policy's file.
     policy: Option<PathBuf>,
     guard: Option<Guard>,
+    /// How many requests got through that were not the ones that were judged.
+    tampered: u64,
+    /// What the policy's programs could not do.
+    untold: Untold,
 }
 
 /// This kernel is about to go.
@@ -301,6 +315,10 @@ impl Run {
 
     /// Into memory alone, until the batch is over.
     fn note(&mut self, record: &Record) {
+        self.tampered += u64::from(record.kind() == Some(Kind::Tampered));
+        if let Some(untold) = record.untold() {
+            self.untold = self.untold.and(&untold);
+        }
         if let Some(recorder) = &mut self.recorder {
             recorder.append(record);
         }
@@ -316,6 +334,13 @@ impl Run {
                 .urgent
                 .as_ref()
                 .is_none_or(|urgent| urgent.by != record.header.tid)
+    }
+
+    /// What the policy's programs could not do meanwhile.
+    fn note_untold(&mut self) {
+        if let Some(record) = self.guard.as_mut().and_then(Guard::untold) {
+            self.note(&record);
+        }
     }
 
     /// The reboots that were refused meanwhile, as one for each errno.
@@ -461,6 +486,7 @@ impl Sink for Run {
         if !self.held.is_empty() {
             return Ok(());
         }
+        self.note_untold();
         let batch = std::mem::take(&mut self.waiting);
         self.journal.push(&batch)?;
         show(&mut self.audit, &mut self.printer, &batch)?;
@@ -538,6 +564,8 @@ mod tests {
             has_told: false,
             policy: None,
             guard: None,
+            tampered: 0,
+            untold: Untold::default(),
         }
     }
 

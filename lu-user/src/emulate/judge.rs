@@ -158,7 +158,6 @@ impl<'a> Asked<'a> {
             operation: self.operation as u32,
             known: Attribute::Session.bit(),
             name: Name::new(&self.session),
-            session: self.session_id(),
             token: 0,
             bytes: 0,
             kind: 0,
@@ -219,7 +218,7 @@ impl Enforced {
         }
         let judged = Judged {
             generation: self.policy.generation,
-            session: request.session,
+            session: asked.session_id(),
             token: request.token,
             bytes: request.bytes,
             known: request.known,

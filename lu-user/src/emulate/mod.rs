@@ -119,7 +119,7 @@ pub enum Error {
     #[error("several emulators are running (processes {0:?}); choose one with --pid")]
     ManyEmulators(Vec<u32>),
     /// The policy is none.
-    #[error(transparent)]
+    #[error("the policy has errors")]
     Policy(#[from] crate::policy::Error),
     /// The kexec did not happen.
     #[error("the kexec failed: {0}")]

@@ -4,8 +4,7 @@ use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 
 use aya::maps::{Array, HashMap, MapData};
-use lu_common::event::session_id_of;
-use lu_common::policy::{Account, KnownSession, Name};
+use lu_common::policy::{Account, KnownSession, Name, Text};
 
 use super::{Error, NO_EXIST, Plain};
 use crate::emulate::DEVICE;
@@ -16,18 +15,17 @@ const SESSION: &[u8] = b"anon_inode:[luo_session] ";
 /// Notes them as unknown: what is in them nobody has counted. Descriptors on their way through a socket are not
 /// found.
 pub fn note(
-    sessions: &mut HashMap<MapData, u64, Plain<KnownSession>>,
+    sessions: &mut HashMap<MapData, Text, Plain<KnownSession>>,
     account: &mut Array<MapData, Plain<Account>>,
 ) -> Result<(), Error> {
     let found = held();
     for name in &found.sessions {
-        let id = session_id_of(&Name::new(name).text);
         let unknown = KnownSession {
             state: KnownSession::UNKNOWN,
             ..KnownSession::default()
         };
         // One that was made meanwhile is known.
-        let _ = sessions.insert(id, Plain(unknown), NO_EXIST);
+        let _ = sessions.insert(Name::new(name).text, Plain(unknown), NO_EXIST);
     }
     if found.devices > 0 {
         let mut before = account.get(&0, 0)?.0;

@@ -8,6 +8,7 @@ mod programs;
 #[cfg(test)]
 mod quick;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::io;
 use std::path::PathBuf;
@@ -16,7 +17,7 @@ use aya::EbpfError;
 use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, RingBuf};
 use aya::programs::links::FdLink;
 use lu_common::policy::{
-    Account, InForce, KnownSession, Policy, TokenKey, Untold, WatchedToken, need,
+    Account, InForce, KnownSession, Policy, Text, TokenKey, Untold, WatchedToken, need,
 };
 use nix::errno::Errno;
 use zerocopy::FromZeros as _;
@@ -89,7 +90,7 @@ type Generation = Array<MapData, Plain<InForce>>;
 /// The maps that are shared with the programs.
 pub struct Maps {
     policy: ArrayOfMaps<MapData, Generation>,
-    sessions: HashMap<MapData, u64, Plain<KnownSession>>,
+    sessions: HashMap<MapData, Text, Plain<KnownSession>>,
     tokens: HashMap<MapData, Plain<TokenKey>, Plain<WatchedToken>>,
     account: Array<MapData, Plain<Account>>,
     untold: Array<MapData, Plain<Untold>>,
@@ -275,11 +276,10 @@ impl Enforcer {
 
     /// Others no longer.
     fn unwatch(&mut self, policy: &Policy) -> Result<(), Error> {
-        let kept: std::collections::BTreeSet<(u64, u64)> =
-            wanted(policy).map(|key| (key.session, key.token)).collect();
+        let kept: HashSet<TokenKey> = wanted(policy).collect();
         let all: Vec<Plain<TokenKey>> = self.maps.tokens.keys().collect::<Result<_, _>>()?;
         for key in all {
-            if !kept.contains(&(key.0.session, key.0.token)) {
+            if !kept.contains(&key.0) {
                 self.maps.tokens.remove(&key)?;
             }
         }
@@ -310,10 +310,7 @@ fn wanted(policy: &Policy) -> impl Iterator<Item = TokenKey> {
         .needs
         .iter()
         .filter(|need| matches!(need.sort, need::TOKEN | need::RESTORED))
-        .map(|need| TokenKey {
-            session: need.session,
-            token: need.value,
-        })
+        .map(|need| need.of)
 }
 
 impl From<EbpfError> for Error {

@@ -9,7 +9,7 @@ use lu_common::layout::{ABSENT, Landmarks, Offsets};
 use lu_common::uapi::Interface;
 
 use super::Error;
-use crate::attach::{self, KernelPlace, OBJECT, SYS_REBOOT, chain};
+use crate::attach::{self, KernelPlace, OBJECT, chain};
 
 /// A program, and the LSM hook or the function that it goes to.
 struct Goes {
@@ -30,8 +30,7 @@ const fn at(way: Way, at: &'static str, program: &'static str) -> Goes {
 }
 
 /// All of them, those that judge first: who keeps account then has been told of each request.
-const ALL: [Goes; 18] = [
-    at(Way::Entry, SYS_REBOOT, "policy_sys_reboot"),
+const ALL: [Goes; 16] = [
     at(Way::Lsm, "file_open", "lsm_file_open"),
     at(Way::Lsm, "file_ioctl", "lsm_file_ioctl"),
     at(Way::Lsm, "file_ioctl_compat", "lsm_file_ioctl_compat"),
@@ -39,7 +38,6 @@ const ALL: [Goes; 18] = [
     at(Way::Lsm, "kernel_load_data", "lsm_kernel_load_data"),
     at(Way::Lsm, "kernel_read_file", "lsm_kernel_read_file"),
     at(Way::Lsm, "capable", "lsm_capable"),
-    at(Way::Exit, SYS_REBOOT, "policy_sys_reboot_done"),
     at(Way::Exit, "luo_open", "policy_open"),
     at(Way::Exit, "luo_release", "policy_release"),
     at(Way::Exit, "luo_session_create", "policy_session_create"),

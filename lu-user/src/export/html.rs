@@ -7,6 +7,7 @@ use std::cmp::Reverse;
 use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::report::{BlackoutJson, FileJson, PhaseJson, Report, SessionJson, SpanJson};
+use super::verdict::untold;
 use super::{AttentionKind, began, duration, size};
 use crate::timeline::{FileOutcome, Outcome, PartName, PhaseName};
 
@@ -478,6 +479,7 @@ fn verdicts(report: &Report) -> Markup {
     let rest = report.verdicts.iter().skip(LISTED);
     let left_out = rest.map(|verdict| verdict.count).sum::<u64>() + report.verdicts_left_out;
     html! {
+        @if let Some(untold) = untold(report.verdicts_lost, report.unjudged) { p { (untold) } }
         @if !report.verdicts.is_empty() {
             h2 { "What the policy said" }
             table {

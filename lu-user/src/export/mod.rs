@@ -15,7 +15,7 @@ pub use html::html;
 pub use perfetto::perfetto;
 pub use report::{CallerJson, Report, SCHEMA, VerdictJson};
 pub use trace::{TraceLine, line};
-pub use verdict::{PolicyLine, RuleLine, VerdictLine, is_about_policy};
+pub use verdict::{PolicyLine, RuleLine, UntoldLine, VerdictLine, is_about_policy, untold};
 pub use waterfall::waterfall;
 
 use std::time::{Duration, SystemTime};

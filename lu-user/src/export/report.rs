@@ -86,6 +86,15 @@ pub struct Report {
     /// How many more verdicts there were, of sorts that are not listed.
     #[serde(default)]
     pub verdicts_left_out: u64,
+    /// How many requests got through that were not the ones that were judged, in all.
+    #[serde(default)]
+    pub tampered: u64,
+    /// How many verdicts were lost for want of room, so that nobody knows what they were.
+    #[serde(default)]
+    pub verdicts_lost: u64,
+    /// How many requests were let through without being judged, for want of room.
+    #[serde(default)]
+    pub unjudged: u64,
     /// System calls that failed.
     pub errors: Vec<ErrorJson>,
     /// What the numbers rest on.
@@ -522,6 +531,9 @@ impl From<&Update> for Report {
                 .map(|(said, times)| VerdictJson::new(said, times, update.is_unspanned()))
                 .collect(),
             verdicts_left_out: update.verdicts.left_out,
+            tampered: update.verdicts.tampered,
+            verdicts_lost: update.verdicts.lost,
+            unjudged: update.verdicts.unjudged,
             errors: update
                 .errors
                 .iter()

@@ -7,7 +7,7 @@ use lu_common::policy::Decision;
 use lu_common::uapi::{Interface, command_name, v3};
 use serde::Serialize;
 
-use super::verdict::{PolicyLine, RuleLine, VerdictLine};
+use super::verdict::{PolicyLine, RuleLine, UntoldLine, VerdictLine, untold};
 use super::{duration, errno_name, size};
 use crate::timeline::{Enforcer, Handover, Names, shown};
 
@@ -63,6 +63,9 @@ pub struct TraceLine {
     pub seq: Option<u32>,
     /// How many records were lost here.
     pub lost: Option<u64>,
+    /// Verdicts that were lost here, and requests that were let through unjudged.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub untold: Option<UntoldLine>,
     /// What the policy said of the request, or that its word was got around.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub verdict: Option<VerdictLine>,
@@ -123,6 +126,7 @@ impl TraceLine {
             cpu: hook.then_some(header.cpu),
             seq: hook.then_some(header.seq),
             lost: record.lost(),
+            untold: UntoldLine::of(record),
             verdict: VerdictLine::of(record, names),
             rule: RuleLine::of(record),
             policy: PolicyLine::of(record),
@@ -207,6 +211,11 @@ fn call(record: &Record, names: &Names, origin_ns: u64) -> String {
     );
     if let Some(lost) = record.lost() {
         let _ = write!(line, "*** {lost} events lost here ***");
+        return line;
+    }
+    if let Some(left) = UntoldLine::of(record) {
+        let text = untold(left.verdicts, left.unjudged).unwrap_or_default();
+        let _ = write!(line, "*** {text} ***");
         return line;
     }
     if record.has_task() {

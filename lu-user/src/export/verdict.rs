@@ -7,6 +7,7 @@ use lu_common::policy::Operation;
 use serde::Serialize;
 
 use super::errno_name;
+use crate::policy::hexadecimal;
 use crate::timeline::{Enforcer, Names, Said, shown};
 
 /// A verdict as JSON.
@@ -147,12 +148,35 @@ impl PolicyLine {
     }
 }
 
-fn hexadecimal(bytes: &[u8]) -> String {
-    let mut text = String::new();
-    for byte in bytes {
-        let _ = write!(text, "{byte:02x}");
+/// What a policy's programs could not do, as JSON.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct UntoldLine {
+    /// Verdicts that were lost for want of room.
+    pub verdicts: u64,
+    /// Requests that were let through unjudged.
+    pub unjudged: u64,
+}
+
+impl UntoldLine {
+    /// What a record of [`Kind::Untold`] says.
+    #[must_use]
+    pub fn of(record: &Record) -> Option<Self> {
+        let untold = record.untold()?;
+        Some(Self {
+            verdicts: untold.ring_full,
+            unjudged: untold.unjudged,
+        })
     }
-    text
+}
+
+/// What a policy's programs could not do, for people; `None`: nothing.
+#[must_use]
+pub fn untold(lost: u64, unjudged: u64) -> Option<String> {
+    (lost + unjudged > 0).then(|| {
+        format!(
+            "{lost} verdicts were lost, and {unjudged} requests let through unjudged for want of room"
+        )
+    })
 }
 
 /// Whether a record is one that a policy, or what came of it, is told by.
@@ -160,6 +184,6 @@ fn hexadecimal(bytes: &[u8]) -> String {
 pub fn is_about_policy(record: &Record) -> bool {
     matches!(
         record.kind(),
-        Some(Kind::Verdict | Kind::Tampered | Kind::Policy)
+        Some(Kind::Verdict | Kind::Tampered | Kind::Untold | Kind::Policy)
     )
 }

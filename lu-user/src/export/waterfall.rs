@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::report::Report;
+use super::verdict::untold;
 use super::{began, duration, percent, size};
 use crate::timeline::{BlackoutStart, FileOutcome, Outcome};
 
@@ -210,6 +211,9 @@ fn blackout(text: &mut String, report: &Report) {
 }
 
 fn verdicts(text: &mut String, report: &Report) {
+    if let Some(untold) = untold(report.verdicts_lost, report.unjudged) {
+        let _ = writeln!(text, "\n{untold}");
+    }
     let Some(first) = report.verdicts.first() else {
         return;
     };

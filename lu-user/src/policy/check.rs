@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use lu_common::event::Section;
 use lu_common::policy::{CGROUPS, EXES, INTERVALS, LEVELS, NEEDS, PATTERNS, QUOTAS, RULES};
 use toml::Spanned;
 
 use super::error::Problem;
-use super::source::{Conditions, Rule, Says, Section};
+use super::source::{Conditions, Rule, Says};
 use super::value::{Interval, Wrong};
 
 pub(super) fn rules(rules: &[Rule]) -> Vec<Problem> {

@@ -8,9 +8,10 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use lu_common::event::session_id_of;
+use lu_common::event::Section;
 use lu_common::policy::{
-    self, Attribute, Cgroup, Exe, INTERVALS, Name, Need, Policy, Quota, Ranges, Rules, need, quota,
+    self, Attribute, Cgroup, Exe, INTERVALS, Name, Need, Policy, Quota, Ranges, Rules, Text,
+    TokenKey, need, quota,
 };
 use lu_common::uapi::sessions::NAME_LEN;
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
@@ -20,7 +21,7 @@ use zerocopy::FromZeros as _;
 use super::check::starts;
 use super::error::{Error, Problem, Refused};
 use super::file::{Answer, Condition, Mode};
-use super::source::{Rule, Says, Section, Source};
+use super::source::{Rule, Says, Source};
 use super::value::{Interval, Pattern};
 
 /// Knows the files and cgroups that a policy names.
@@ -132,12 +133,18 @@ impl Compiled {
     /// Its SHA-256 as sha256sum prints it.
     #[must_use]
     pub fn hash(&self) -> String {
-        self.sha256.iter().fold(String::new(), |mut text, byte| {
-            // Writing to a String does not fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+        hexadecimal(&self.sha256)
     }
+}
+
+/// Bytes as hexadecimal digits.
+#[must_use]
+pub fn hexadecimal(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        // Writing to a String does not fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
 }
 
 /// What a rule is called.
@@ -275,11 +282,11 @@ impl Compiler<'_> {
                     need::TOKEN
                 };
                 for token in tokens {
-                    self.need(number, sort, session_of(session), *token);
+                    self.need(number, sort, text_of(session), *token);
                 }
             }
             Says::Files(session, files) => {
-                self.need(number, need::FILES, session_of(session), *files);
+                self.need(number, need::FILES, text_of(session), *files);
             }
             Says::Gate(condition) => {
                 let sort = match condition {
@@ -287,20 +294,19 @@ impl Compiler<'_> {
                     Condition::ImageLoaded => need::IMAGE_LOADED,
                     Condition::NoLostSession => need::NO_LOST_SESSION,
                 };
-                self.need(number, sort, 0, 0);
+                self.need(number, sort, Text::default(), 0);
             }
         }
     }
 
-    fn need(&mut self, number: usize, sort: u32, session: u64, value: u64) {
+    fn need(&mut self, number: usize, sort: u32, session: Text, token: u64) {
         self.policy.conditions |= 1 << number;
         let needs = &mut self.policy.needs;
         let free = needs.iter_mut().find(|free| free.sort == need::NONE);
         *free.expect("the file was checked for as many") = Need {
             sort,
             rule: number as u32,
-            session,
-            value,
+            of: TokenKey { session, token },
         };
     }
 
@@ -369,9 +375,9 @@ impl Compiler<'_> {
     }
 }
 
-/// By what records refer to a session.
-pub(super) fn session_of(name: &str) -> u64 {
-    session_id_of(&Name::new(name.as_bytes()).text)
+/// A session's name, as the compiled policy has it.
+pub(super) fn text_of(name: &str) -> Text {
+    Name::new(name.as_bytes()).text
 }
 
 /// Which rules ask for each value.

@@ -2,16 +2,18 @@
 
 use std::fmt;
 
+use lu_common::event::Section;
 use lu_common::policy::{
-    Attribute, Decision, NO_RULE, Policy, Request, Standing as _, Usage, Verdict, evaluate,
+    Attribute, Decision, NO_RULE, Policy, Request, Standing as _, Text, TokenKey, Usage, Verdict,
+    evaluate,
 };
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use toml::Spanned;
 
-use super::compile::{Compiled, session_of};
+use super::compile::{Compiled, text_of};
 use super::file::{Condition, Mode};
 use super::request::{Asked, Names, Stands, State};
-use super::source::{Conditions, Rule, Says, Section, Source};
+use super::source::{Conditions, Rule, Says, Source};
 use crate::export::{errno_name, size};
 
 /// A verdict and its reasons. As JSON: `lu.policy.explain/1`.
@@ -39,6 +41,7 @@ pub struct Step {
     /// Its name.
     pub name: String,
     /// Its part of the file.
+    #[serde(serialize_with = "by_name")]
     pub section: Section,
     /// Its line in the file, from 1.
     pub line: usize,
@@ -50,6 +53,11 @@ pub struct Step {
     pub conditions: Vec<Asks>,
     /// What it is about otherwise: the quota and how much of it is used, each thing that must be.
     pub state: Vec<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "as serde calls it")]
+fn by_name<S: Serializer>(section: &Section, to: S) -> Result<S::Ok, S::Error> {
+    section.name().serialize(to)
 }
 
 /// What comes of a rule.
@@ -215,35 +223,36 @@ fn states(rule: &Rule, request: &Request, stands: &Stands<'_>) -> Vec<String> {
             let usage = if *in_all {
                 stands.in_all()
             } else {
-                stands.session(request.session)
+                stands.session(&request.name.text)
             };
             used(usage, *files, *bytes)
         }
         Says::Tokens(session, tokens) => {
-            let id = session_of(session);
+            let asked = request.name.text;
+            let is_named = asked != Text::default();
             let is_finish = rule.section == Section::Require
                 && rule.operations == [lu_common::policy::Operation::Finish];
-            if is_finish && request.session != 0 && request.session != id {
+            if is_finish && is_named && asked != text_of(session) {
                 return vec![format!("it is about session {session} alone")];
             }
             let state = |token: &u64| {
+                let of = TokenKey {
+                    session: text_of(session),
+                    token: *token,
+                };
                 if is_finish {
                     // Which session is finished is unknown: then so is what it waits for.
-                    let known = (request.session != 0).then(|| stands.is_restored(id, *token));
+                    let known = is_named.then(|| stands.is_restored(&of));
                     is(known.flatten(), "restored", "not restored")
                 } else {
-                    is(
-                        stands.is_preserved(id, *token),
-                        "preserved",
-                        "not preserved",
-                    )
+                    is(stands.is_preserved(&of), "preserved", "not preserved")
                 }
             };
             let line = |token| format!("token {token} of {session}: {}", state(token));
             tokens.iter().map(line).collect()
         }
         Says::Files(session, files) => {
-            let known = stands.session(session_of(session)).map(|usage| usage.files);
+            let known = stands.session(&text_of(session)).map(|usage| usage.files);
             let known = known.map_or_else(|| "unknown".to_owned(), |files| files.to_string());
             vec![format!("files of {session}: {known}, {files} needed")]
         }

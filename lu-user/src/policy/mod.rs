@@ -14,12 +14,12 @@ mod source;
 mod value;
 
 pub use cases::{Case, Said, Tried, cases};
-pub use compile::{Compiled, Machine, Resolve, RuleName, compile};
+pub use compile::{Compiled, Machine, Resolve, RuleName, compile, hexadecimal};
 pub use error::{Error, Problem, Refused};
 pub use explain::{Asks, Explanation, Outcome, Step, explain};
 pub use file::{Answer, Condition, Mode};
 pub use request::{Asked, Names, Stands, State};
-pub use source::{Conditions, FILE_MOST, Rule, Says, Section, Source, has_session};
+pub use source::{Conditions, FILE_MOST, Rule, Says, Source, has_session};
 pub use value::{Interval, NAME_MOST, Pattern};
 
 /// The JSON Schema of a policy's file.

@@ -6,13 +6,15 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use lu_common::event::FileKind;
-use lu_common::policy::{Attribute, LEVELS, Name, Operation, Request, Standing, Usage};
+use lu_common::policy::{
+    Attribute, LEVELS, Name, Operation, Request, Standing, Text, TokenKey, Usage,
+};
 use serde::Deserialize;
 use toml::Spanned;
 use zerocopy::FromZeros as _;
 
 use super::check;
-use super::compile::{Machine, Resolve, session_of};
+use super::compile::{Machine, Resolve, text_of};
 use super::error::{Error, Problem, Refused};
 use super::file::{List, Number};
 use super::source::has_session;
@@ -156,7 +158,6 @@ impl Asked {
         }
         if let Some(session) = &self.session {
             request.name = Name::new(session.as_bytes());
-            request.session = session_of(session);
         }
         request.token = self.token.unwrap_or(0);
         request.kind = self.kind.map_or(0, |kind| kind as u64);
@@ -256,7 +257,7 @@ struct SessionFile {
 /// What is preserved. What was not said is unknown, but where sessions are listed, there are no others.
 #[derive(Clone, Debug, Default)]
 pub struct State {
-    sessions: Option<BTreeMap<u64, Session>>,
+    sessions: Option<BTreeMap<Text, Session>>,
     is_device_free: Option<bool>,
     is_image_loaded: Option<bool>,
     is_no_session_lost: Option<bool>,
@@ -306,7 +307,7 @@ impl State {
                     bytes,
                     restored: tokens(file.restored, problems),
                 };
-                (session_of(&name), session)
+                (text_of(&name), session)
             });
             read.collect()
         });
@@ -370,15 +371,15 @@ impl Stands<'_> {
 }
 
 impl Standing for Stands<'_> {
-    fn session(&self, session: u64) -> Option<Usage> {
-        if session == 0 {
+    fn session(&self, name: &Text) -> Option<Usage> {
+        if *name == Text::default() {
             return None;
         }
         let sessions = self.state.sessions.as_ref()?;
-        let (files, bytes) = sessions.get(&session).map_or((0, Some(0)), |session| {
+        let (files, bytes) = sessions.get(name).map_or((0, Some(0)), |session| {
             (session.tokens.len(), session.bytes)
         });
-        if self.asked.session.as_deref().map(session_of) == Some(session) {
+        if self.asked.session.as_deref().map(text_of) == Some(*name) {
             self.beside(files, bytes)
         } else {
             bytes.map(|bytes| Usage {
@@ -397,21 +398,21 @@ impl Standing for Stands<'_> {
         self.beside(files, bytes)
     }
 
-    fn is_preserved(&self, session: u64, token: u64) -> Option<bool> {
+    fn is_preserved(&self, of: &TokenKey) -> Option<bool> {
         let sessions = self.state.sessions.as_ref()?;
         Some(
             sessions
-                .get(&session)
-                .is_some_and(|session| session.tokens.contains(&token)),
+                .get(&of.session)
+                .is_some_and(|session| session.tokens.contains(&of.token)),
         )
     }
 
-    fn is_restored(&self, session: u64, token: u64) -> Option<bool> {
+    fn is_restored(&self, of: &TokenKey) -> Option<bool> {
         let sessions = self.state.sessions.as_ref()?;
         Some(
             sessions
-                .get(&session)
-                .is_some_and(|session| session.restored.contains(&token)),
+                .get(&of.session)
+                .is_some_and(|session| session.restored.contains(&of.token)),
         )
     }
 

@@ -6,9 +6,8 @@ use std::ops::Range;
 use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use lu_common::event::FileKind;
+use lu_common::event::{FileKind, Section};
 use lu_common::policy::Operation;
-use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use toml::Spanned;
 
@@ -35,36 +34,6 @@ pub struct Source {
     pub persist: bool,
     /// The rules, in the order of their numbers: access, preserve, quota, require, gate.
     pub rules: Vec<Rule>,
-}
-
-/// A part of a policy's file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Section {
-    /// Who may ask for what.
-    Access,
-    /// What may be preserved.
-    Preserve,
-    /// How much.
-    Quota,
-    /// What must be preserved, or restored.
-    Require,
-    /// What else must be before a kexec.
-    Gate,
-}
-
-impl Section {
-    /// As a policy's file calls it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Access => "access",
-            Self::Preserve => "preserve",
-            Self::Quota => "quota",
-            Self::Require => "require",
-            Self::Gate => "gate",
-        }
-    }
 }
 
 /// A rule.

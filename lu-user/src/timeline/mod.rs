@@ -216,6 +216,11 @@ impl Timeline {
             Kind::Lost => self.lose(record.lost().unwrap_or(0)),
             Kind::Name | Kind::Rule => self.names.push(record),
             Kind::Policy => {}
+            Kind::Untold => {
+                let untold = record.untold().unwrap_or_default();
+                let update = self.incoming.as_mut().unwrap_or(&mut self.outgoing);
+                update.verdicts.lose(untold);
+            }
             Kind::Kernel => {
                 self.kernel = record.kernel_release().map(|release| shown(&release));
                 self.handover = None;

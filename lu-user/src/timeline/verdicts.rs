@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use lu_common::event::{Kind, Record};
-use lu_common::policy::{Decision, Operation, tampered};
+use lu_common::policy::{Decision, Operation, Untold, tampered};
 
 use super::names::{Names, named};
 use super::trouble::Caller;
@@ -121,10 +121,22 @@ pub struct Verdicts {
     pub said: BTreeMap<Said, Times>,
     /// How many more there were, of sorts that are not remembered.
     pub left_out: u64,
+    /// How many requests got through that were not the ones that were judged, in all.
+    pub tampered: u64,
+    /// How many verdicts were lost: nobody knows what they were.
+    pub lost: u64,
+    /// How many requests were let through without being judged.
+    pub unjudged: u64,
 }
 
 impl Verdicts {
+    pub(super) fn lose(&mut self, untold: Untold) {
+        self.lost = self.lost.saturating_add(untold.ring_full);
+        self.unjudged = self.unjudged.saturating_add(untold.unjudged);
+    }
+
     pub(super) fn push(&mut self, said: Said, record: &Record) {
+        self.tampered += u64::from(said.differs.is_some());
         if self.said.len() >= REMEMBERED && !self.said.contains_key(&said) {
             self.left_out += 1;
             return;

@@ -5,7 +5,7 @@
  * load FILE (kexec_file_load) | kexec
  * uid N | gid N (the effective one) | cgroup FOLDER (made, and entered)
  * exec FILE (which does the rest; what was open is closed) | fork (a child does the rest, and ends)
- * wait (a second) | reload (lu run gets SIGHUP) | stay (a child holds what is held, for ever, and the rest is left out)
+ * spoil FILE (it has an error from now on) | wait (a second) | reload (lu run gets SIGHUP) | stay (a child holds what is held, for ever, and the rest is left out)
  */
 #include "sessions.h"
 #include <fcntl.h>
@@ -160,6 +160,12 @@ static long step(int n, char **w)
 		int procs = open(path, O_WRONLY);
 		long ret = procs < 0 ? -errno : said(write(procs, "0", 1)) < 0 ? -errno : 0;
 		close(procs);
+		return ret;
+	}
+	if (!strcmp(w[0], "spoil")) {
+		int spoilt = open(w[1], O_WRONLY | O_APPEND);
+		long ret = spoilt < 0 ? -errno : said(write(spoilt, "\nmoed = 1\n", 10));
+		close(spoilt);
 		return ret;
 	}
 	if (!strcmp(w[0], "wait"))

@@ -730,11 +730,22 @@ fn errors() -> Outcome {
     let folder = scratch();
     let policy = folder.path().join("policy.toml");
     fs::write(&policy, "version = 1\nmoed = \"enforce\"\n")?;
-    let output = run(&["emulate", "--policy", path(&policy)?, "--", "true"])?;
-    expect_status(&output, 2)?;
-    let said = String::from_utf8_lossy(&output.stderr);
-    if !said.contains("moed") || !said.contains("policy.toml:2:1") {
-        return Err(said.into_owned().into());
+    let file = path(&policy)?;
+    let journal = path(folder.path())?;
+    for command in [
+        &["emulate", "--policy", file, "--", "true"][..],
+        &["run", "--journal", journal, "--policy", file],
+        &["gate", "--policy", file],
+        &["policy", "check", file],
+        &["policy", "apply", file],
+        &["policy", "explain", file, "open"],
+    ] {
+        let output = run(command)?;
+        expect_status(&output, 2)?;
+        let said = String::from_utf8_lossy(&output.stderr);
+        if !said.contains("moed") || !said.contains("policy.toml:2:1") {
+            return Err(format!("{command:?}: {said}").into());
+        }
     }
     let mut emulated = Emulated::start("sessions", &refusing("EACCES"))?;
     let (mut client, first) = emulated.client("session create x")?;

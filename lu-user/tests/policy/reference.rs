@@ -10,8 +10,8 @@ use std::path::Path;
 
 use lu_common::event::{FileKind, session_id_of};
 use lu_common::policy::{
-    Attribute, Decision, NO_RULE, Name, Operation, Policy, RULES, Request, Standing, Usage,
-    Verdict, evaluate,
+    Attribute, Decision, NO_RULE, Name, Operation, Policy, RULES, Request, Standing, Text,
+    TokenKey, Usage, Verdict, evaluate,
 };
 use lu_user::policy::{Error, Resolve, Source, compile};
 use proptest::collection::vec;
@@ -544,7 +544,6 @@ impl Asks {
         is(Attribute::Cgroup, self.cgroup.is_some());
         let name = self.session.clone().unwrap_or_default();
         request.name = Name::new(&name);
-        request.session = self.id();
         request.token = self.token.unwrap_or_else(|| dice.roll());
         request.kind = self.kind.map_or_else(|| dice.roll(), |kind| kind as u64);
         request.bytes = self.bytes.unwrap_or_else(|| dice.roll());
@@ -561,10 +560,19 @@ impl Asks {
         request
     }
 
-    fn id(&self) -> u64 {
-        self.session
-            .as_ref()
-            .map_or(0, |name| session_id_of(&Name::new(name).text))
+    fn text(&self) -> Text {
+        text(self.session.as_deref().unwrap_or_default())
+    }
+}
+
+fn text(name: &[u8]) -> Text {
+    Name::new(name).text
+}
+
+fn key(session: &[u8], token: u64) -> TokenKey {
+    TokenKey {
+        session: text(session),
+        token,
     }
 }
 
@@ -593,17 +601,17 @@ impl Answers {
 }
 
 impl Standing for Answers {
-    fn session(&self, session: u64) -> Option<Usage> {
-        self.usage(1, session)
+    fn session(&self, name: &Text) -> Option<Usage> {
+        self.usage(1, session_id_of(name))
     }
     fn in_all(&self) -> Option<Usage> {
         self.usage(2, 0)
     }
-    fn is_preserved(&self, session: u64, token: u64) -> Option<bool> {
-        self.is(3, session ^ token)
+    fn is_preserved(&self, of: &TokenKey) -> Option<bool> {
+        self.is(3, session_id_of(&of.session) ^ of.token)
     }
-    fn is_restored(&self, session: u64, token: u64) -> Option<bool> {
-        self.is(4, session ^ token)
+    fn is_restored(&self, of: &TokenKey) -> Option<bool> {
+        self.is(4, session_id_of(&of.session) ^ of.token)
     }
     fn is_device_free(&self) -> Option<bool> {
         self.is(5, 0)
@@ -701,7 +709,7 @@ fn judge(rules: &[&Model], enforce: bool, asks: &Asks, standing: &Answers) -> (V
                 let usage = if *in_all {
                     standing.in_all()
                 } else {
-                    standing.session(asks.id())
+                    standing.session(&asks.text())
                 };
                 usage.map(|usage| {
                     files.is_none_or(|files| usage.files <= files)
@@ -712,13 +720,10 @@ fn judge(rules: &[&Model], enforce: bool, asks: &Asks, standing: &Answers) -> (V
                 session,
                 tokens,
                 finish: false,
-            } => {
-                let session = session_id_of(&Name::new(session.as_bytes()).text);
-                all(tokens
-                    .iter()
-                    .map(|token| standing.is_preserved(session, *token))
-                    .collect())
-            }
+            } => all(tokens
+                .iter()
+                .map(|token| standing.is_preserved(&key(session.as_bytes(), *token)))
+                .collect()),
             Body::Tokens {
                 session,
                 tokens,
@@ -726,13 +731,13 @@ fn judge(rules: &[&Model], enforce: bool, asks: &Asks, standing: &Answers) -> (V
             } => match &asks.session {
                 None => None,
                 Some(name) if name != session.as_bytes() => Some(true),
-                Some(_) => all(tokens
+                Some(name) => all(tokens
                     .iter()
-                    .map(|token| standing.is_restored(asks.id(), *token))
+                    .map(|token| standing.is_restored(&key(name, *token)))
                     .collect()),
             },
             Body::Files { session, files } => standing
-                .session(session_id_of(&Name::new(session.as_bytes()).text))
+                .session(&text(session.as_bytes()))
                 .map(|usage| usage.files >= *files),
             Body::Gate("device-free") => standing.is_device_free(),
             Body::Gate("image-loaded") => standing.is_image_loaded(),

@@ -4,6 +4,7 @@
 //! and as many jumps more as are wanted, with `lu run` beside each. [`Run::start`] gives an [`Outcome`], or an error where the lab itself
 //! failed.
 
+mod attacks;
 pub mod canary;
 pub mod cli;
 mod debian_cloud;

@@ -8,7 +8,6 @@ use serde_json::Value;
 
 use super::tests::{folder, passed};
 use super::{Include, Kernel, Run};
-use crate::sh;
 
 /// Each kind of rule, with an errno of its own. `MODE` is replaced.
 const POLICY: &str = r#"
@@ -208,6 +207,10 @@ const STEPS: &[(&str, &str, &str, &str)] = &[
     ("open", "ok", "ok", ""),
     ("kexec", "EPERM", "EINVAL", "free"),
     ("load /bin/policy", "ENOEXEC", "ENOEXEC", ""),
+    // A policy with errors changes nothing.
+    ("spoil /bin/policy.toml", "ok", "ok", ""),
+    ("reload", "ok", "ok", ""),
+    ("create bad-2", "EBADMSG", "ok", "by pattern"),
     // The same file by another name is the same; a copy is not, but has its own rule here.
     ("exec /bin/other", "ok", "ok", ""),
     ("open", "EPERM", "ok", "by executable"),
@@ -215,7 +218,8 @@ const STEPS: &[(&str, &str, &str, &str)] = &[
     ("kexec", "EPERM", "EINVAL", "by executable"),
 ];
 
-/// What must be before a kexec, and before a finish. It persists for the reason that [`FLIPPED`] does.
+/// What must be before a kexec, and before a finish. It persists: programs that are taken off a
+/// busy function kill the emulated machine.
 const REQUIREMENTS: &str = r#"
 version = 1
 mode = "enforce"
@@ -235,6 +239,35 @@ before = "finish"
 errno = "EUCLEAN"
 even-if-stranding = true
 
+[[access]]
+name = "not to be had"
+requests = ["retrieve"]
+session = "kept"
+verdict = "deny"
+errno = "ENOKEY"
+
+[[access]]
+name = "only watched"
+mode = "monitor"
+requests = ["retrieve"]
+session = "sealed"
+verdict = "deny"
+
+[[access]]
+name = "sealed"
+requests = ["restore"]
+session = "sealed"
+verdict = "deny"
+errno = "EBADR"
+
+[[access]]
+name = "not over"
+requests = ["finish"]
+session = "sealed"
+verdict = "deny"
+errno = "EBADE"
+even-if-stranding = true
+
 [[gate]]
 name = "an image"
 condition = "image-loaded"
@@ -247,6 +280,10 @@ condition = "no-lost-session"
 /// Before the kexec, and after it.
 const OLD_KERNEL: &[(&str, &str)] = &[
     ("open", "ok"),
+    ("create kept", "ok"),
+    ("preserve kept 1 memfd 4096", "ok"),
+    ("create sealed", "ok"),
+    ("preserve sealed 1 memfd 4096", "ok"),
     ("create vm-1", "ok"),
     ("preserve vm-1 1 memfd 4096", "ok"),
     ("kexec", "EPERM"),
@@ -258,11 +295,29 @@ const OLD_KERNEL: &[(&str, &str)] = &[
 ];
 const NEW_KERNEL: &[(&str, &str)] = &[
     ("open", "ok"),
+    ("retrieve kept", "ENOKEY"),
+    ("retrieve sealed", "ok"),
+    ("restore sealed 1", "EBADR"),
+    ("finish sealed", "EBADE"),
     ("retrieve vm-1", "ok"),
     ("restore vm-1 1", "ok"),
     ("finish vm-1", "EUCLEAN"),
     ("restore vm-1 2", "ok"),
     ("finish vm-1", "ok"),
+    // What follows are its words.
+    ("exec /bin/lu", "ok"),
+];
+
+/// How often each rule decided in the new kernel: allowed, would have refused, refused.
+const DECIDED: &[(&str, [u64; 3])] = &[
+    ("not to be had", [0, 0, 1]),
+    ("only watched", [0, 1, 0]),
+    ("sealed", [0, 0, 1]),
+    ("not over", [0, 0, 1]),
+    ("handed over", [0, 0, 0]),
+    ("taken back", [0, 0, 1]),
+    ("an image", [0, 0, 0]),
+    ("nobody is lost", [0, 0, 0]),
 ];
 
 /// The kernel refuses a kexec while a requirement is not met, goes on, and lets it through once it is.
@@ -274,101 +329,55 @@ pub fn requirements() -> Result<()> {
         Some(words.map(str::to_owned).collect())
     };
     run.stages = [stage(OLD_KERNEL), stage(NEW_KERNEL)];
+    if let Some(words) = &mut run.stages[1] {
+        words.extend(["policy", "status", "--json"].map(str::to_owned));
+    }
     run.kexecs = 1;
     // In one thread the collector may not run once between reboot(KEXEC) and the jump.
     run.patches_busy_code = false;
     let outcome = passed(&run)?;
+    let mut status = String::new();
     for (name, steps) in [("stage1.out", OLD_KERNEL), ("stage2.out", NEW_KERNEL)] {
-        let expected: Vec<String> = steps
-            .iter()
-            .map(|(step, said)| format!("{step}: {said}"))
-            .collect();
         let found = outcome.read(name)?;
-        ensure!(found.lines().eq(expected.iter()), "{name}: {found}");
+        let mut found_lines = found.lines();
+        for (step, said) in steps {
+            ensure!(
+                found_lines.next() == Some(&*format!("{step}: {said}")),
+                "{name}, {step} should be {said}: {found}"
+            );
+        }
+        status = found_lines.collect::<Vec<_>>().join("\n");
+    }
+    let status: Value = serde_json::from_str(&status).context("lu policy status --json")?;
+    for (rule, decided) in DECIDED {
+        let rules = status["rules"].as_array().context("no rules")?;
+        let found = rules.iter().find(|found| found["name"] == *rule);
+        let found = found.with_context(|| format!("no rule {rule}: {status}"))?;
+        let found = ["allow", "would_deny", "deny"].map(|of| found[of].as_u64());
+        ensure!(found == decided.map(Some), "{rule}: {found:?}");
     }
     // Whether the collector still runs between reboot(KEXEC) and the jump is the emulation's choice, so the report may
-    // lack the kexec; both verdicts are told by then.
-    let told = verdicts(&outcome.read("trace.jsonl")?, "deny")?;
-    ensure!(
-        told == BTreeMap::from(["handed over", "taken back"].map(|rule| (rule.to_owned(), 1))),
-        "what was told is {told:?}"
-    );
-    Ok(())
-}
-
-/// What [`flipped`] asks for in turns: the first is allowed, the second is not.
-const FLIPPED: &str = r#"
-version = 1
-mode = "enforce"
-# Programs that are taken off a busy function kill the emulated machine.
-persist = true
-
-[[access]]
-name = "names"
-requests = ["create"]
-session = "b-*"
-verdict = "deny"
-errno = "EBADMSG"
-
-[[preserve]]
-name = "tokens"
-tokens = ["0x8000000000000000.."]
-verdict = "deny"
-errno = "EDOM"
-
-[[preserve]]
-name = "sizes"
-bytes = "1MiB.."
-verdict = "deny"
-errno = "EFBIG"
-"#;
-
-/// How often.
-const FLIPS: usize = 100_000;
-
-/// What the kernel reads twice may be another thing the second time. Whatever got through that is forbidden is told as
-/// tampered, though so much is refused beside it that not all of that can be told.
-pub fn flipped() -> Result<()> {
-    let scratch = tempfile::tempdir()?;
-    let mut run = watched(&scratch, "flipped", FLIPPED)?;
-    run.includes
-        .push(Include::program(&crate::build::static_client("flip")?)?);
-    run.stages[0] = Some(vec!["flip".into(), FLIPS.to_string()]);
-    run.kexecs = 0;
-    // In one thread hardly ever does anything happen between the two readings.
-    run.patches_busy_code = false;
-    let outcome = passed(&run)?;
-    let said: Value = serde_json::from_str(&outcome.read("stage1.out")?)?;
+    // lack the kexec; the verdicts are told by then.
     let trace = outcome.read("trace.jsonl")?;
-    let (mut forbidden, mut tampered, mut lost) = (0_u64, 0_u64, 0_u64);
-    for line in trace.lines() {
-        let event: Value = serde_json::from_str(line)?;
-        let done = event["ret"] == 0;
-        let bad_name = event["session"]
-            .as_str()
-            .is_some_and(|name| name.starts_with("b-"));
-        let bad_token = event["token"]
-            .as_u64()
-            .is_some_and(|token| token >> 63 == 1);
-        let bad_size = event["bytes"].as_u64() >= Some(1 << 20);
-        match event["kind"].as_str() {
-            Some("session_create") if done && bad_name => forbidden += 1,
-            Some("preserve") if done && (bad_token || bad_size) => forbidden += 1,
-            Some("tampered") => tampered += 1,
-            Some("lost") => lost += event["lost"].as_u64().unwrap_or(0),
-            _ => {}
-        }
+    for (decision, rules) in [
+        (
+            "deny",
+            &[
+                "handed over",
+                "not over",
+                "not to be had",
+                "sealed",
+                "taken back",
+            ][..],
+        ),
+        ("would-deny", &["only watched"]),
+    ] {
+        let told = verdicts(&trace, decision)?;
+        ensure!(
+            told.keys().eq(rules) && told.values().all(|count| *count == 1),
+            "what was told is {told:?}"
+        );
     }
-    sh::say(&format!(
-        "lab: {FLIPS} rounds, {said}; {forbidden} forbidden ones got through, {tampered} were told as tampered, {lost} \
-         events lost"
-    ));
-    ensure!(said["refused"].as_u64() > Some(0), "{said}");
-    ensure!(lost == 0, "{lost} events were lost");
-    ensure!(
-        forbidden <= tampered,
-        "{forbidden} forbidden requests got through, and {tampered} were told"
-    );
     Ok(())
 }
 
@@ -388,7 +397,7 @@ fn verdicts(trace: &str, decision: &str) -> Result<BTreeMap<String, usize>> {
 }
 
 /// A run with a policy, and a client that asks, under two names.
-fn watched(scratch: &tempfile::TempDir, name: &str, policy: &str) -> Result<Run> {
+pub(super) fn watched(scratch: &tempfile::TempDir, name: &str, policy: &str) -> Result<Run> {
     let file = scratch.path().join("policy.toml");
     fs::write(&file, policy)?;
     let client = crate::build::static_client("policy")?;
@@ -436,6 +445,11 @@ pub fn each_kind_of_rule() -> Result<()> {
                 .zip(found.iter().copied().chain(std::iter::repeat("nothing")))
                 .filter(|(expected, found)| expected != found)
                 .collect::<Vec<_>>()
+        );
+        let said_by_lu = outcome.read("lu-run-1.err")?;
+        ensure!(
+            said_by_lu.contains("moed") && said_by_lu.contains("stays in force"),
+            "{said_by_lu}"
         );
         // Each is told, with its rule, by the kernel.
         let decision = if enforced { "deny" } else { "would-deny" };

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::machine::{Moment, PowerCut};
 use super::protocol::Step;
 use super::selftests::{self, Tap};
-use super::{Include, Kernel, Outcome, Run, canary, enforced, kernel, observe, policy};
+use super::{Include, Kernel, Outcome, Run, attacks, canary, enforced, kernel, observe, policy};
 use crate::{setup, sh};
 
 /// One test.
@@ -22,7 +22,7 @@ pub struct Test {
 }
 
 /// All of them.
-pub const ALL: [Test; 19] = [
+pub const ALL: [Test; 20] = [
     Test {
         name: "lab: a live update across a real kexec",
         run: live_update,
@@ -88,8 +88,12 @@ pub const ALL: [Test; 19] = [
         run: policy::requirements,
     },
     Test {
-        name: "lab: what gets around the policy between two readings is told",
-        run: policy::flipped,
+        name: "lab: nothing gets past the policy unseen",
+        run: attacks::all,
+    },
+    Test {
+        name: "lab: the kernel's own selftests under a policy that allows them",
+        run: attacks::selftests,
     },
     Test {
         name: "lab: doctor on a kernel with an orchestrator",
@@ -413,7 +417,7 @@ fn single_boot_selftests() -> Result<()> {
     Ok(())
 }
 
-fn check_selftests(said: &str) -> Result<()> {
+pub(super) fn check_selftests(said: &str) -> Result<()> {
     let tap = Tap::parse(said);
     ensure!(
         tap.all_passed() && tap.passed >= SELFTEST_CASES,

@@ -14,8 +14,8 @@ use std::os::fd::OwnedFd;
 use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use lu_common::event::{FileKind, SessionFile, Task, session_id};
-use lu_common::policy::{Operation, Standing, Usage};
+use lu_common::event::{FileKind, SessionFile, Task};
+use lu_common::policy::{Operation, Standing, Text, TokenKey, Usage};
 use lu_common::uapi::sessions::{self, NAME_LEN};
 use lu_common::uapi::{Command, Interface};
 use nix::errno::Errno;
@@ -146,10 +146,14 @@ struct Stands<'a> {
     asked: Usage,
 }
 
+fn text(name: &Name) -> Text {
+    zerocopy::transmute!(name.bytes())
+}
+
 impl Standing for Stands<'_> {
-    fn session(&self, session: u64) -> Option<Usage> {
+    fn session(&self, name: &Text) -> Option<Usage> {
         let files = self.core.preserved();
-        let of_it = files.filter(|(name, ..)| session_id(&name.bytes()) == session);
+        let of_it = files.filter(|(of, ..)| text(of) == *name);
         Some(judge::sum(self.asked, of_it.map(|(_, _, file)| file)))
     }
 
@@ -157,14 +161,14 @@ impl Standing for Stands<'_> {
         Some(judge::sum(self.asked, self.core.outgoing_files()))
     }
 
-    fn is_preserved(&self, session: u64, token: u64) -> Option<bool> {
+    fn is_preserved(&self, of: &TokenKey) -> Option<bool> {
         let mut files = self.core.preserved();
-        Some(files.any(|(name, has, _)| has == token && session_id(&name.bytes()) == session))
+        Some(files.any(|(name, token, _)| token == of.token && text(name) == of.session))
     }
 
-    fn is_restored(&self, session: u64, token: u64) -> Option<bool> {
+    fn is_restored(&self, of: &TokenKey) -> Option<bool> {
         let mut files = self.core.restored();
-        Some(files.any(|(name, has)| has == token && session_id(&name.bytes()) == session))
+        Some(files.any(|(name, token)| token == of.token && text(name) == of.session))
     }
 
     fn is_device_free(&self) -> Option<bool> {

@@ -11,7 +11,7 @@ use std::ptr;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use lu_common::event::{FileKind, Task};
-use lu_common::policy::{Operation, Standing, Usage};
+use lu_common::policy::{Operation, Standing, Text, TokenKey, Usage};
 use lu_common::uapi::v3::State;
 use lu_common::uapi::{Interface, v3};
 use nix::errno::Errno;
@@ -131,13 +131,13 @@ struct Stands<'a> {
 }
 
 /// The session that v3's flat space is.
-const fn is_flat(session: u64) -> bool {
-    session == 0
+fn is_flat(session: &Text) -> bool {
+    *session == Text::default()
 }
 
 impl Standing for Stands<'_> {
-    fn session(&self, session: u64) -> Option<Usage> {
-        if is_flat(session) {
+    fn session(&self, name: &Text) -> Option<Usage> {
+        if is_flat(name) {
             self.in_all()
         } else {
             Some(Usage::default())
@@ -149,13 +149,13 @@ impl Standing for Stands<'_> {
         Some(judge::sum(self.asked, files))
     }
 
-    fn is_preserved(&self, session: u64, token: u64) -> Option<bool> {
-        let has = || self.core.outgoing().any(|(has, ..)| has == token);
-        Some(is_flat(session) && has())
+    fn is_preserved(&self, of: &TokenKey) -> Option<bool> {
+        let has = || self.core.outgoing().any(|(token, ..)| token == of.token);
+        Some(is_flat(&of.session) && has())
     }
 
-    fn is_restored(&self, session: u64, token: u64) -> Option<bool> {
-        Some(is_flat(session) && self.core.is_reclaimed(token))
+    fn is_restored(&self, of: &TokenKey) -> Option<bool> {
+        Some(is_flat(&of.session) && self.core.is_reclaimed(of.token))
     }
 
     fn is_device_free(&self) -> Option<bool> {
