@@ -383,6 +383,7 @@ fn judge<const CONDITIONS: bool>(asked: &mut Asked) -> i32 {
     // SAFETY: and for reads.
     let rule = unsafe { place.read_volatile() } as u8;
     let counts = &mut in_force.counts[(rule as usize).min(RULES)];
+    let is_news = counts.decided[1] | counts.decided[2] | counts.unsure == 0;
     let decided = match verdict.decision {
         Decision::Allow => &raw mut counts.decided[0],
         Decision::WouldDeny => &raw mut counts.decided[1],
@@ -399,6 +400,10 @@ fn judge<const CONDITIONS: bool>(asked: &mut Asked) -> i32 {
             Decision::Allow => 0,
             _ => in_force.policy.errno_of(rule),
         };
+        if is_news {
+            // Whoever listens may not have loaded this policy.
+            tell::rule(&in_force.names[rule as usize & (RULES - 1)]);
+        }
         tell::verdict(asked, in_force.policy.generation, &verdict, errno);
     }
     match verdict.decision {

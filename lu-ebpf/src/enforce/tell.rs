@@ -4,7 +4,7 @@ use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_RING_SIZE};
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, RingBuf};
-use lu_common::event::{Kind, Record, flags, session_id_of};
+use lu_common::event::{Kind, Record, RuleName, flags, session_id_of};
 use lu_common::policy::{Attribute, Decision, Judged, NO_RULE, Operation, Untold, Verdict};
 
 use super::asked::Asked;
@@ -66,6 +66,16 @@ fn has_room() -> bool {
         count(|untold| &raw mut untold.ring_full);
     }
     has_room
+}
+
+/// What a rule is called.
+#[inline(always)]
+pub fn rule(name: &RuleName) {
+    if name.generation != 0 && has_room() {
+        send(Kind::Rule, |record| {
+            record.call = zerocopy::transmute!(*name);
+        });
+    }
 }
 
 /// What became of a request.

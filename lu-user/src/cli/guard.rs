@@ -7,7 +7,7 @@ use aya::maps::{MapData, RingBuf};
 use lu_common::event::{Header, Kind, Record, Task, flags};
 use lu_common::policy::Untold;
 use lu_user::attach::KernelPlace;
-use lu_user::enforce::Enforcer;
+use lu_user::enforce::{Enforcer, pins};
 use lu_user::export::duration;
 use lu_user::journal::clocks;
 use lu_user::loaded::{loaded, rule_names};
@@ -21,6 +21,7 @@ pub struct Guard {
     generation: u64,
     /// What was untold when it was last asked.
     untold: Untold,
+    is_gone: bool,
 }
 
 impl Guard {
@@ -52,6 +53,7 @@ impl Guard {
             compiled,
             generation,
             untold,
+            is_gone: false,
         };
         guard.say();
         match before {
@@ -122,6 +124,17 @@ impl Guard {
     /// Where the verdicts come.
     pub fn take_verdicts(&mut self) -> Option<RingBuf<MapData>> {
         self.enforcer.take_verdicts()
+    }
+
+    /// Says, once, that what was to persist was taken off by somebody else.
+    pub fn look(&mut self) {
+        if !self.is_gone && self.compiled.persist && !pins::folder().exists() {
+            self.is_gone = true;
+            eprintln!(
+                "lu: the policy was taken off (lu policy detach), and nobody judges any more; lu run --policy started \
+                 anew puts one in force"
+            );
+        }
     }
 
     /// What could not be told since this was last asked, if anything.

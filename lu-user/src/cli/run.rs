@@ -59,14 +59,15 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     policy: Option<PathBuf>,
     /// Write a line of JSON for each request that a policy refuses, or would have refused, and for each policy
-    /// that is loaded; to the system's journal too, where there is one. FILE belongs to us alone (mode 0600).
+    /// that is loaded; to the system's journal too, where there is one. FILE belongs to us alone (mode 0600). With
+    /// --policy it is audit.jsonl in the journal's folder where nothing else is said.
     #[arg(long, value_name = "FILE")]
     audit: Option<PathBuf>,
     /// How large the audit log may become before it is FILE.1, FILE.1 is FILE.2 and so on.
-    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(Rotation::default().bytes), requires = "audit")]
+    #[arg(long, value_name = "SIZE", default_value_t = ByteSize(Rotation::default().bytes))]
     audit_size: ByteSize,
     /// How many older files of the audit log are kept.
-    #[arg(long, value_name = "N", default_value_t = Rotation::default().keep, requires = "audit")]
+    #[arg(long, value_name = "N", default_value_t = Rotation::default().keep)]
     audit_keep: u32,
     #[command(flatten)]
     watch: Watch,
@@ -151,8 +152,13 @@ impl Args {
             bytes: self.audit_size.as_u64(),
             keep: self.audit_keep,
         };
-        let open = |path| Audit::open(path, rotation);
-        Ok(self.audit.as_deref().map(open).transpose()?)
+        let beside = || {
+            let policy = self.policy.as_ref();
+            policy.map(|_| self.journal.join("audit.jsonl"))
+        };
+        let path = self.audit.clone().or_else(beside);
+        let open = |path: PathBuf| Audit::open(&path, rotation);
+        Ok(path.map(open).transpose()?)
     }
 }
 
@@ -451,6 +457,9 @@ impl Sink for Run {
     fn tick(&mut self) -> Result<()> {
         self.note_refusals();
         self.note(&clocks::anchor());
+        if let Some(guard) = &mut self.guard {
+            guard.look();
+        }
         self.recover()?;
         Ok(self.journal.tick()?)
     }
