@@ -536,19 +536,17 @@ impl Record {
     /// Whether a hook made it, not lu itself.
     #[must_use]
     pub fn is_from_hook(&self) -> bool {
-        match self.kind() {
+        !matches!(
+            self.kind(),
             Some(
                 Kind::Lost
-                | Kind::Untold
-                | Kind::Kernel
-                | Kind::Anchor
-                | Kind::LastBeat
-                | Kind::Handover,
-            ) => false,
-            // The emulated orchestrator loads its policy itself; into the kernel lu does.
-            Some(Kind::Policy | Kind::Rule) => self.is_emulated(),
-            _ => true,
-        }
+                    | Kind::Untold
+                    | Kind::Kernel
+                    | Kind::Anchor
+                    | Kind::LastBeat
+                    | Kind::Handover
+            )
+        )
     }
 
     /// Whether the payload is a [`Call`].

@@ -91,6 +91,8 @@ offsets! {
         mm_exe_file: "mm_struct", "exe_file";
         /// A task's state in its life.
         task_flags: "task_struct", "flags";
+        /// The user that it logged in as; absent in a kernel that keeps no audit.
+        task_loginuid: "task_struct", "loginuid";
         /// The effective user in the initial user namespace.
         cred_euid: "cred", "euid";
         /// The effective group.

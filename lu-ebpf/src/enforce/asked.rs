@@ -83,9 +83,9 @@ static ASKED: LruHashMap<u64, Asked> = LruHashMap::with_max_entries(8192, 0);
 #[map]
 static BLANK: Array<Asked> = Array::with_max_entries(1, 0);
 
-/// The thread that asks for what must be refused, to prove that it is.
+/// The thread that asks for what must be refused, to prove that it is; and 1, where it has just put a policy in force.
 #[map]
-static SELF_TEST: Array<u64> = Array::with_max_entries(1, 0);
+static SELF_TEST: Array<u64> = Array::with_max_entries(2, 0);
 
 /// What it is told: `ENOTUNIQ`, which no one else says.
 pub const SELF_TEST_ERRNO: i32 = 76;
@@ -123,12 +123,21 @@ pub fn current_task() -> u64 {
     unsafe { bpf_get_current_task_btf() as u64 }
 }
 
-/// Whether this thread is the one that asks for what must be refused.
+/// Whether this thread is the one that asks for what must be refused. What it has put in force is told: so it is known
+/// whose doing that was, whoever listens.
 #[inline(always)]
 pub fn is_self_test() -> bool {
-    SELF_TEST
-        .get(0)
-        .is_some_and(|tested| *tested == bpf_get_current_pid_tgid())
+    let this = bpf_get_current_pid_tgid();
+    if SELF_TEST.get(0).is_none_or(|tested| *tested != this) {
+        return false;
+    }
+    if SELF_TEST.get(1).is_some_and(|is_new| *is_new == 1)
+        && let Some(in_force) = POLICY.get_value(0, &0)
+    {
+        let loginuid = read!(asked current_task(), task_loginuid);
+        tell::loaded(in_force, loginuid.unwrap_or(u32::MAX));
+    }
+    true
 }
 
 /// Whether this task is in reboot(KEXEC): by the third argument of its system call, which a 32-bit program leaves in the

@@ -4,8 +4,10 @@ use aya_ebpf::bindings::{BPF_RB_AVAIL_DATA, BPF_RB_RING_SIZE};
 use aya_ebpf::helpers::bpf_get_smp_processor_id;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, RingBuf};
-use lu_common::event::{Kind, Record, RuleName, flags, session_id_of};
-use lu_common::policy::{Attribute, Decision, Judged, NO_RULE, Operation, Untold, Verdict};
+use lu_common::event::{Kind, PolicyLoaded, Record, RuleName, flags, session_id_of};
+use lu_common::policy::{
+    Attribute, Decision, InForce, Judged, NO_RULE, Operation, Untold, Verdict,
+};
 
 use super::asked::Asked;
 use crate::call::{add, clear, now};
@@ -66,6 +68,20 @@ fn has_room() -> bool {
         count(|untold| &raw mut untold.ring_full);
     }
     has_room
+}
+
+/// A policy was put in force, by the current task.
+#[inline(always)]
+pub fn loaded(in_force: &InForce, loginuid: u32) {
+    let policy = &in_force.policy;
+    send(Kind::Policy, |record| {
+        let loaded: &mut PolicyLoaded = zerocopy::transmute_mut!(&mut record.call);
+        loaded.generation = policy.generation;
+        loaded.sha256 = in_force.sha256;
+        loaded.rules = (policy.requests | policy.limits | policy.conditions).count_ones();
+        loaded.enforced = policy.enforce.count_ones();
+        loaded.loginuid = loginuid;
+    });
 }
 
 /// What a rule is called.

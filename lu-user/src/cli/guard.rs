@@ -4,13 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{MapData, RingBuf};
-use lu_common::event::{Header, Kind, Record, Task, flags};
+use lu_common::event::{Kind, Record};
 use lu_common::policy::Untold;
 use lu_user::attach::KernelPlace;
 use lu_user::enforce::{Enforcer, pins};
 use lu_user::export::duration;
 use lu_user::journal::clocks;
-use lu_user::loaded::{loaded, rule_names};
 use lu_user::policy::{Compiled, Machine, Source, compile};
 
 /// A policy in force.
@@ -40,7 +39,7 @@ impl Guard {
         let untold = enforcer.untold()?;
         let before = enforcer.in_force()?.map(|before| before.policy.generation);
         let generation = enforcer.apply(&compiled)?;
-        match enforcer.self_test() {
+        match enforcer.prove() {
             Err(error) if compiled.policy.enforce != 0 => {
                 return Err(error).context("no policy is in force");
             }
@@ -82,9 +81,12 @@ impl Guard {
     }
 
     /// Reads the file again; where it is no policy, or cannot be put in force, what was stays so.
-    pub fn reload(&mut self) -> Vec<Record> {
+    pub fn reload(&mut self) {
         let reloaded = read(&self.path).and_then(|compiled| {
             self.generation = self.enforcer.apply(&compiled)?;
+            if let Err(error) = self.enforcer.prove() {
+                eprintln!("lu: {error}");
+            }
             if compiled.persist != self.compiled.persist {
                 eprintln!("lu: whether it persists is settled when lu run starts");
             }
@@ -95,30 +97,15 @@ impl Guard {
             Ok(())
         });
         match reloaded {
-            Ok(()) => {
-                self.say();
-                self.records()
-            }
+            Ok(()) => self.say(),
             Err(error) => {
                 match error.downcast_ref() {
                     Some(refused) => eprintln!("{}", super::rendered(refused)),
                     None => eprintln!("lu: {error:#}"),
                 }
                 eprintln!("lu: generation {} stays in force", self.generation);
-                Vec::new()
             }
         }
-    }
-
-    /// That it is in force, who did it, and what its rules are called.
-    pub fn records(&self) -> Vec<Record> {
-        let loaded = loaded(&self.compiled, self.generation, std::process::id());
-        let names = rule_names(&self.compiled, self.generation)
-            .into_iter()
-            .map(|name| made(Kind::Rule, zerocopy::transmute!(name)));
-        std::iter::once(made(Kind::Policy, zerocopy::transmute!(loaded)))
-            .chain(names)
-            .collect()
     }
 
     /// Where the verdicts come.
@@ -143,27 +130,9 @@ impl Guard {
         let all = self.enforcer.untold().ok()?;
         let new = all.since(&self.untold);
         self.untold = all;
-        (!new.is_nothing()).then(|| made(Kind::Untold, zerocopy::transmute!(new)))
+        (!new.is_nothing())
+            .then(|| Record::made(Kind::Untold, clocks::now_ns(), zerocopy::transmute!(new)))
     }
-}
-
-/// A record of ours, with who we are.
-fn made(kind: Kind, payload: [u8; 64]) -> Record {
-    let mut record = Record::made(kind, clocks::now_ns(), payload);
-    let mut header = Header {
-        flags: flags::SESSIONS,
-        ..record.header
-    };
-    header.set_task(&Task {
-        pid: std::process::id(),
-        tid: std::process::id(),
-        uid: nix::unistd::getuid().as_raw(),
-        none: 0,
-        cgroup_id: 0,
-        comm: *b"lu\0\0\0\0\0\0\0\0\0\0\0\0\0\0",
-    });
-    record.header = header;
-    record
 }
 
 /// For how long this kernel ran programs before a policy was in force.

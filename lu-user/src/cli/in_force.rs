@@ -62,11 +62,9 @@ impl Apply {
             );
         };
         let generation = enforcer.apply(&compiled)?;
-        if compiled.policy.enforce != 0 {
-            enforcer.self_test().with_context(|| {
-                format!("generation {generation} is in force, and does not bite")
-            })?;
-        }
+        enforcer
+            .prove()
+            .with_context(|| format!("generation {generation} is in force, and does not bite"))?;
         for warning in &compiled.warnings {
             eprintln!("lu: {warning}");
         }

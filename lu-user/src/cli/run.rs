@@ -382,9 +382,8 @@ impl Sink for Run {
     }
 
     fn reload(&mut self) -> Result<()> {
-        let records = self.guard.as_mut().map(Guard::reload);
-        for record in records.into_iter().flatten() {
-            self.note(&record);
+        if let Some(guard) = &mut self.guard {
+            guard.reload();
         }
         Ok(())
     }
@@ -416,10 +415,6 @@ impl Sink for Run {
         let born = self.born;
         self.note(&born);
         self.note(&clocks::anchor());
-        let records = self.guard.as_ref().map(Guard::records);
-        for record in records.into_iter().flatten() {
-            self.note(&record);
-        }
         Ok(())
     }
 

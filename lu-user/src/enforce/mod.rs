@@ -208,6 +208,15 @@ impl Enforcer {
         Ok(Some((pinned, links)))
     }
 
+    /// Asks for something that must be refused, after [`apply`](Self::apply): from then on it is known who put the policy
+    /// in force, by an event.
+    pub fn prove(&mut self) -> Result<(), Error> {
+        self.maps.self_test.set(1, 1, 0)?;
+        let proved = self.self_test();
+        self.maps.self_test.set(1, 0, 0)?;
+        proved
+    }
+
     /// Asks for something that must be refused.
     pub fn self_test(&mut self) -> Result<(), Error> {
         let thread = (u64::from(std::process::id()) << 32) | nix::unistd::gettid().as_raw() as u64;

@@ -381,6 +381,20 @@ pub fn requirements() -> Result<()> {
     Ok(())
 }
 
+/// The generations that were put in force, and who did it.
+fn loads(trace: &str) -> Result<Vec<(u64, String)>> {
+    let mut loads = Vec::new();
+    for line in trace.lines() {
+        let event: Value = serde_json::from_str(line)?;
+        if event["kind"] == "policy" {
+            let generation = event["policy"]["generation"].as_u64();
+            let comm = event["comm"].as_str().context("loaded by nobody")?;
+            loads.push((generation.context("no generation")?, comm.to_owned()));
+        }
+    }
+    Ok(loads)
+}
+
 /// How often each rule decided so, as the trace has it, in which nothing may be told as tampered.
 fn verdicts(trace: &str, decision: &str) -> Result<BTreeMap<String, usize>> {
     let mut told: BTreeMap<String, usize> = BTreeMap::new();
@@ -451,13 +465,19 @@ pub fn each_kind_of_rule() -> Result<()> {
             said_by_lu.contains("moed") && said_by_lu.contains("stays in force"),
             "{said_by_lu}"
         );
+        let trace = outcome.read("trace.jsonl")?;
+        ensure!(
+            loads(&trace)? == [(1, "lu".to_owned()), (2, "lu".to_owned())],
+            "loaded at the start and at the first SIGHUP: {:?}",
+            loads(&trace)?
+        );
         // Each is told, with its rule, by the kernel.
         let decision = if enforced { "deny" } else { "would-deny" };
         let mut wanted: BTreeMap<&str, usize> = BTreeMap::new();
         for (.., rule) in STEPS.iter().filter(|(.., rule)| !rule.is_empty()) {
             *wanted.entry(rule).or_default() += 1;
         }
-        let mut told = verdicts(&outcome.read("trace.jsonl")?, decision)?;
+        let mut told = verdicts(&trace, decision)?;
         if !enforced {
             ensure!(told.contains_key(ALL), "{told:?}");
             told.insert(ALL.to_owned(), 1);
