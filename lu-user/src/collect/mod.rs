@@ -104,37 +104,17 @@ impl Collector {
     /// Waits until there are records, and hands each to `each`, oldest first, but no more than [`BATCH`]: whoever
     /// makes them faster than they are taken must not keep us from anything else. Where records were lost
     /// a record of [`Kind::Lost`] says how many, after those that were there before.
-    pub async fn collect(&mut self, mut each: impl FnMut(&Record)) -> io::Result<()> {
-        let Self {
-            ring,
-            verdicts,
-            more,
-            ..
-        } = self;
-        if let Some(verdicts) = verdicts {
+    pub async fn collect(&mut self, each: impl FnMut(&Record)) -> io::Result<()> {
+        if !self.more {
+            let verdicts = async {
+                match &mut self.verdicts {
+                    Some(verdicts) => cleared(verdicts).await,
+                    None => std::future::pending().await,
+                }
+            };
             tokio::select! {
-                guard = ring.readable_mut() => {
-                    let mut guard = guard?;
-                    let (ring, verdicts) = (&mut guard.get_inner_mut().0, &mut verdicts.get_mut().0);
-                    *more = merge(ring, Some(verdicts), BATCH, &mut each);
-                    if !*more {
-                        guard.clear_ready();
-                    }
-                }
-                guard = verdicts.readable_mut() => {
-                    let mut guard = guard?;
-                    let (ring, verdicts) = (&mut ring.get_mut().0, &mut guard.get_inner_mut().0);
-                    *more = merge(ring, Some(verdicts), BATCH, &mut each);
-                    if !*more {
-                        guard.clear_ready();
-                    }
-                }
-            }
-        } else {
-            let mut guard = ring.readable_mut().await?;
-            *more = drain(&mut guard.get_inner_mut().0, BATCH, &mut each);
-            if !*more {
-                guard.clear_ready();
+                ready = cleared(&mut self.ring) => ready?,
+                ready = verdicts => ready?,
             }
         }
         self.finish(each)
@@ -242,6 +222,13 @@ fn register(ring: RingBuf<MapData>) -> io::Result<AsyncFd<Ring>> {
     // before the registration ends: both live in `Ring`, and nothing hands it out.
     unsafe { AsyncFd::register_with_interest(Ring(ring), Interest::READABLE) }
         .map_err(|error| io::Error::other(error.to_string()))
+}
+
+/// Waits until something is there. What comes from now on wakes again, so all that is there has to be taken before
+/// the next wait.
+async fn cleared(ring: &mut AsyncFd<Ring>) -> io::Result<()> {
+    ring.readable_mut().await?.clear_ready();
+    Ok(())
 }
 
 /// Takes up to `most` records; whether there may be more.

@@ -14,6 +14,7 @@ use nix::sys::stat::{Mode, SFlag};
 use nix::sys::statfs::{TMPFS_MAGIC, fstatfs};
 use nix::unistd::{Whence, ftruncate, lseek};
 
+use super::client::Client;
 use super::stat::Stat;
 
 /// A preserved file: the emulated `struct file`.
@@ -73,6 +74,11 @@ impl Preserved {
             saved: Mutex::new(None),
             retrieved: Mutex::new(None),
         }))
+    }
+
+    /// The file behind a client's descriptor.
+    pub fn of(client: &Client, token: u64, fd: i32) -> Result<Arc<Self>, Errno> {
+        client.file(fd).and_then(|file| Self::new(token, file))
     }
 
     /// What sort of file it is.

@@ -172,7 +172,7 @@ impl UntoldLine {
 /// What a policy's programs could not do, for people; `None`: nothing.
 #[must_use]
 pub fn untold(lost: u64, unjudged: u64) -> Option<String> {
-    (lost + unjudged > 0).then(|| {
+    (lost > 0 || unjudged > 0).then(|| {
         format!(
             "{lost} verdicts were lost, and {unjudged} requests let through unjudged for want of room"
         )

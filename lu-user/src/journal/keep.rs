@@ -242,10 +242,11 @@ impl Journal {
     /// Appends records, behind all that is there. Once this returns they survive the end of this process.
     pub fn push(&mut self, records: &[Record]) -> Result<(), Error> {
         let segment = self.segment();
-        let start = Start::of(&self.timeline, &self.context);
-        let mut writer = match self.writer.take() {
-            Some(writer) => writer,
-            None => Writer::create(&self.folder, self.run, 0, &start)?,
+        let mut writer = if let Some(writer) = self.writer.take() {
+            writer
+        } else {
+            let start = Start::of(&self.timeline, &self.context);
+            Writer::create(&self.folder, self.run, 0, &start)?
         };
         let pushed = self.push_to(&mut writer, records, segment);
         self.writer = Some(writer);

@@ -118,7 +118,7 @@ impl Read {
         let mut file = None;
         if let (Operation::Preserve, Some(token)) = (operation, token) {
             let fd = argument.word(offset_of!(sessions::Fd, fd)) as i32;
-            match read.file.insert(preserved(client, token, fd)) {
+            match read.file.insert(Preserved::of(client, token, fd)) {
                 Ok(preserved) => file = Some((fd, &**preserved)),
                 Err(_) => return Ok(read),
             }
@@ -132,11 +132,6 @@ impl Read {
         ask(policy, &asked)?;
         Ok(read)
     }
-}
-
-/// The file behind a caller's descriptor.
-fn preserved(client: &Client, token: u64, fd: i32) -> Result<Arc<Preserved>, Errno> {
-    client.file(fd).and_then(|file| Preserved::new(token, file))
 }
 
 /// What is preserved, as the policy sees it.
@@ -548,7 +543,7 @@ extern "C" fn luo_session_release(inode: *const c_void, file: *const SessionHand
 extern "C" fn luo_preserve_file(set: *const u8, token: u64, fd: c_int) -> c_int {
     let client = with_current(|current| current.client);
     let judged = with_current(|current| current.judged.as_mut()?.file.take());
-    let file = || judged.unwrap_or_else(|| preserved(&client, token, fd));
+    let file = || judged.unwrap_or_else(|| Preserved::of(&client, token, fd));
     to_c(core().preserve(&name_at(black_box(set)), token, file))
 }
 

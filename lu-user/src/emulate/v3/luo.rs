@@ -102,7 +102,7 @@ impl Read {
             return Ok(read);
         };
         if let Some(fd) = fd {
-            read.file = Some(preserved(client, token.unwrap_or(0), fd));
+            read.file = Some(Preserved::of(client, token.unwrap_or(0), fd));
         }
         let file = match (&read.file, fd) {
             (Some(Err(_)), _) => return Ok(read),
@@ -117,11 +117,6 @@ impl Read {
         ask(policy, &asked)?;
         Ok(read)
     }
-}
-
-/// The file behind a caller's descriptor.
-fn preserved(client: &Client, token: u64, fd: i32) -> Result<Arc<Preserved>, Errno> {
-    client.file(fd).and_then(|file| Preserved::new(token, file))
 }
 
 /// What is preserved, as the policy sees it: one session without a name.
@@ -400,7 +395,7 @@ fn fd_restore(client: &Client, argument: Argument) -> Result<(), Errno> {
 extern "C" fn luo_register_file(token: u64, fd: c_int) -> c_int {
     let client = with_current(|current| current.client);
     let judged = with_current(|current| current.judged.as_mut()?.file.take());
-    let file = judged.unwrap_or_else(|| preserved(&client, token, fd));
+    let file = judged.unwrap_or_else(|| Preserved::of(&client, token, fd));
     to_c(core().preserve(token, file))
 }
 
