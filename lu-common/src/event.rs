@@ -851,7 +851,6 @@ mod tests {
         assert_eq!(rule.name[47], 0);
         let record = Record::made(Kind::Rule, 1, zerocopy::transmute!(rule));
         assert_eq!(record.rule_name(), Some(rule));
-        assert!(!record.is_from_hook(), "into the kernel lu loads");
     }
 
     #[test]
