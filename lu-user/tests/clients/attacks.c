@@ -1,11 +1,13 @@
 /* Tries to get past a policy, and prints what came of each attempt: "token in a page not in memory: EDOM".
  *
- * attacks ROUNDS: the policy refuses sessions "bad*", token 666, files of 1 MiB and more, to receive "secret", and the
- * device to /bin/other.
+ * attacks ROUNDS: the policy refuses sessions "bad*", token 666, files of 1 MiB and more, to receive "secret", the device to
+ * /bin/other, and to kexec.
  * attacks open PATH: only whether that opens.
  */
 #include "sessions.h"
+#include <linux/reboot.h>
 #include <pthread.h>
+#include <sys/reboot.h>
 #include <sys/socket.h>
 #include <sys/sysmacros.h>
 
@@ -176,14 +178,22 @@ static char *absent(const void *content, size_t len, size_t at)
 	return page + at;
 }
 
-/* PRESERVE_FD as a 32-bit program calls it. */
-static long by_int80(int session, uint64_t token)
+/* A system call as a 32-bit program makes it. */
+static long int80(long number, long first, long second, long third)
+{
+	int ret;
+	asm volatile("int $0x80" : "=a"(ret) : "a"(number), "b"(first), "c"(second), "d"(third) : "memory");
+	return ret;
+}
+
+/* Numbers of 32-bit system calls (arch/x86/entry/syscalls/syscall_32.tbl). */
+enum { GETPID_32 = 20, IOCTL_32 = 54, REBOOT_32 = 88 };
+
+static long preserve_32(int session, uint64_t token)
 {
 	struct fd_call *c = mmap(0, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_32BIT, -1, 0);
 	*c = (struct fd_call){ sizeof(*c), small, token };
-	int ret;
-	asm volatile("int $0x80" : "=a"(ret) : "a"(54), "b"(session), "c"(PRESERVE_FD), "d"(c) : "memory");
-	return ret;
+	return int80(IOCTL_32, session, PRESERVE_FD, (long)c);
 }
 
 static long passed(int fd)
@@ -269,7 +279,10 @@ int main(int argc, char **argv)
 	say("name in a page not in memory", call(device, CREATE_SESSION, absent(&n, sizeof(n), 0)));
 	say("name in two pages not in memory", call(device, CREATE_SESSION, absent(&n, sizeof(n), 4088)));
 
-	say("32-bit ioctl", CHILD(by_int80(session, 666)));
+	say("kexec", reboot(LINUX_REBOOT_CMD_KEXEC) < 0 ? -errno : 0);
+	say("32-bit system calls", CHILD(int80(GETPID_32, 0, 0, 0) < 0 ? -ENOSYS : 0));
+	say("32-bit ioctl", CHILD(preserve_32(session, 666)));
+	say("32-bit kexec", CHILD(int80(REBOOT_32, LINUX_REBOOT_MAGIC1, LINUX_REBOOT_MAGIC2, LINUX_REBOOT_CMD_KEXEC)));
 	close(session);
 
 	int rounds = atoi(argv[1]);
