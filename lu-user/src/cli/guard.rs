@@ -8,10 +8,11 @@ use lu_common::event::{Header, Kind, Record, Task, flags};
 use lu_common::policy::Untold;
 use lu_user::attach::KernelPlace;
 use lu_user::enforce::Enforcer;
-use lu_user::export::duration;
+use lu_user::export::{InForceJson, duration};
 use lu_user::journal::clocks;
 use lu_user::loaded::{loaded, rule_names};
 use lu_user::policy::{Compiled, Machine, Source, compile};
+use lu_user::socket::PolicyJson;
 
 /// A policy in force.
 pub struct Guard {
@@ -122,6 +123,19 @@ impl Guard {
     /// Where the verdicts come.
     pub fn take_verdicts(&mut self) -> Option<RingBuf<MapData>> {
         self.enforcer.take_verdicts()
+    }
+
+    /// What is in force, as far as the kernel says.
+    pub fn status(&self) -> PolicyJson {
+        let in_force = self.enforcer.in_force().ok().flatten();
+        let account = self.enforcer.account().ok();
+        let untold = self.enforcer.untold().ok();
+        PolicyJson {
+            file: self.path.display().to_string(),
+            in_force: in_force.map(|in_force| {
+                InForceJson::new(Some(&in_force), account.as_ref(), untold.as_ref())
+            }),
+        }
     }
 
     /// What could not be told since this was last asked, if anything.
