@@ -16,4 +16,5 @@ pub mod orchestrator;
 pub mod policy;
 pub mod preserved;
 pub mod reboot_cpu;
+pub mod socket;
 pub mod timeline;

@@ -8,9 +8,10 @@ use lu_common::event::{Kind, Record};
 use lu_common::policy::Untold;
 use lu_user::attach::KernelPlace;
 use lu_user::enforce::{Enforcer, pins};
-use lu_user::export::duration;
+use lu_user::export::{InForceJson, duration};
 use lu_user::journal::clocks;
 use lu_user::policy::{Compiled, Machine, Source, compile};
+use lu_user::socket::PolicyJson;
 
 /// A policy in force.
 pub struct Guard {
@@ -121,6 +122,19 @@ impl Guard {
                 "lu: the policy was taken off (lu policy detach), and nobody judges any more; lu run --policy started \
                  anew puts one in force"
             );
+        }
+    }
+
+    /// What is in force, as far as the kernel says.
+    pub fn status(&self) -> PolicyJson {
+        let in_force = self.enforcer.in_force().ok().flatten();
+        let account = self.enforcer.account().ok();
+        let untold = self.enforcer.untold().ok();
+        PolicyJson {
+            file: self.path.display().to_string(),
+            in_force: in_force.map(|in_force| {
+                InForceJson::new(Some(&in_force), account.as_ref(), untold.as_ref())
+            }),
         }
     }
 

@@ -7,13 +7,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use lu_common::event::{RuleName, Section};
-use lu_common::policy::{Decision, InForce, RULES};
 use lu_user::enforce::{Enforcer, pins};
-use lu_user::export::untold;
-use lu_user::policy::{Machine, Source, compile, hexadecimal};
-use lu_user::timeline::shown;
-use serde::Serialize;
+use lu_user::export::InForceJson;
+use lu_user::policy::{Machine, Source, compile};
 
 /// Put another policy in force where one persists, in one step.
 ///
@@ -78,41 +74,6 @@ impl Apply {
     }
 }
 
-/// What is in force.
-#[derive(Serialize)]
-struct Told {
-    schema: &'static str,
-    /// Null where nothing is.
-    generation: Option<u64>,
-    /// Of its file, in hex.
-    sha256: Option<String>,
-    /// In the order of their numbers; the last one counts where no rule decided.
-    rules: Vec<ToldRule>,
-    /// What is preserved, as the kernel counts it.
-    files: Option<u64>,
-    /// In bytes.
-    bytes: Option<u64>,
-    /// How many sessions there are that nobody counted.
-    uncounted_sessions: Option<u64>,
-    /// Verdicts that were lost for want of room.
-    lost: Option<u64>,
-    /// Requests that were let through unjudged for want of room.
-    unjudged: Option<u64>,
-}
-
-#[derive(Serialize)]
-struct ToldRule {
-    /// Null: no rule decided.
-    name: Option<String>,
-    section: Option<&'static str>,
-    enforced: Option<bool>,
-    allow: u64,
-    would_deny: u64,
-    deny: u64,
-    /// Of these, those where something was unknown.
-    unsure: u64,
-}
-
 impl Status {
     pub fn run(&self) -> Result<ExitCode> {
         let enforcer = Enforcer::pinned()?;
@@ -123,19 +84,7 @@ impl Status {
             .flatten();
         let account = enforcer.as_ref().map(Enforcer::account).transpose()?;
         let left = enforcer.as_ref().map(Enforcer::untold).transpose()?;
-        let told = Told {
-            schema: "lu.policy.status/1",
-            generation: in_force.as_ref().map(|in_force| in_force.policy.generation),
-            sha256: in_force
-                .as_ref()
-                .map(|in_force| hexadecimal(&in_force.sha256)),
-            rules: in_force.as_deref().map(rules).unwrap_or_default(),
-            files: account.map(|account| account.usage.files),
-            bytes: account.map(|account| account.usage.bytes),
-            uncounted_sessions: account.map(|account| account.unknown),
-            lost: left.map(|left| left.ring_full),
-            unjudged: left.map(|left| left.unjudged),
-        };
+        let told = InForceJson::new(in_force.as_deref(), account.as_ref(), left.as_ref());
         let mut out = std::io::stdout().lock();
         if self.json {
             serde_json::to_writer_pretty(&mut out, &told).map_err(std::io::Error::from)?;
@@ -148,85 +97,6 @@ impl Status {
         } else {
             ExitCode::FAILURE
         })
-    }
-}
-
-fn rules(in_force: &InForce) -> Vec<ToldRule> {
-    let named = |name: &RuleName| !name.name.starts_with(&[0]);
-    in_force
-        .counts
-        .iter()
-        .enumerate()
-        .filter_map(|(number, counts)| {
-            let name = in_force.names.get(number);
-            // The last one is none.
-            if number < RULES && !name.is_some_and(named) {
-                return None;
-            }
-            let decided = |decision: Decision| counts.decided[decision as usize];
-            Some(ToldRule {
-                name: name.map(|name| shown(&name.name)),
-                section: name
-                    .and_then(|name| Section::from_raw(name.section))
-                    .map(Section::name),
-                enforced: name.map(|name| name.is_enforced != 0),
-                allow: decided(Decision::Allow),
-                would_deny: decided(Decision::WouldDeny),
-                deny: decided(Decision::Deny),
-                unsure: counts.unsure,
-            })
-        })
-        .collect()
-}
-
-impl Told {
-    fn text(&self) -> String {
-        let (Some(generation), Some(sha256)) = (self.generation, &self.sha256) else {
-            return "no policy persists on this machine\n".to_owned();
-        };
-        let mut text =
-            format!("generation {generation}, sha256 {sha256}, enforced by the kernel (BPF LSM)\n");
-        let mut line = |line: String| {
-            text.push_str(&line);
-            text.push('\n');
-        };
-        if let (Some(files), Some(bytes)) = (self.files, self.bytes) {
-            line(format!(
-                "{files} files of {} are preserved{}",
-                bytesize::ByteSize(bytes),
-                match self.uncounted_sessions {
-                    Some(count @ 1..) =>
-                        format!(", and what is in {count} sessions that nobody counted"),
-                    _ => String::new(),
-                }
-            ));
-        }
-        line(format!(
-            "{:<10}{:<9}{:>9}{:>12}{:>9}{:>9}  {}",
-            "section", "mode", "allow", "would-deny", "deny", "unsure", "rule"
-        ));
-        for rule in &self.rules {
-            line(format!(
-                "{:<10}{:<9}{:>9}{:>12}{:>9}{:>9}  {}",
-                rule.section.unwrap_or(""),
-                match rule.enforced {
-                    Some(true) => "enforce",
-                    Some(false) => "monitor",
-                    None => "",
-                },
-                rule.allow,
-                rule.would_deny,
-                rule.deny,
-                rule.unsure,
-                rule.name.as_deref().unwrap_or("(no rule)")
-            ));
-        }
-        if let (Some(lost), Some(unjudged)) = (self.lost, self.unjudged)
-            && let Some(untold) = untold(lost, unjudged)
-        {
-            line(untold);
-        }
-        text
     }
 }
 

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
@@ -11,16 +12,20 @@ use aya::maps::{MapData, RingBuf};
 use bytesize::ByteSize;
 use lu_common::event::{Kind, Record};
 use lu_common::policy::Untold;
-use lu_user::attach::KernelPlace;
+use lu_user::attach::{Attached, KernelPlace};
 use lu_user::audit::{Audit, Rotation};
+use lu_user::collect::Losses;
 use lu_user::export::{duration, untold};
 use lu_user::journal::recorder::{self, Found, Place, Recorder};
 use lu_user::journal::refusals::Refusals;
 use lu_user::journal::{self, Journal, Retention, boot, clocks};
 use lu_user::orchestrator::Orchestrator;
 use lu_user::reboot_cpu::OffRebootCpu;
+use lu_user::socket::Status;
+use tokio::sync::Notify;
 
 use super::guard::Guard;
+use super::socket::{self, Socket};
 use super::trace::Printer;
 use super::watch::{Sink, Watch, tell};
 
@@ -31,7 +36,7 @@ use super::watch::{Sink, Watch, tell};
 /// both halves of an update; the device is held for the moment of its creation alone.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  lu run\n  lu run --journal /tmp/lu --trace\n  lu run --policy /etc/lu/policy.toml\n\nExit status: 0 it was told to end, 1 it failed, 2 wrong usage, or a policy with errors, 3 a request got through that was not\nthe one that the policy judged."
+    after_help = "Examples:\n  lu run\n  lu run --journal /tmp/lu --trace\n  lu run --policy /etc/lu/policy.toml\n  lu run --socket-group operators\n\nExit status: 0 it was told to end, 1 it failed, 2 wrong usage, or a policy with errors, 3 a request got through that was not\nthe one that the policy judged."
 )]
 pub struct Args {
     /// Where the journal is.
@@ -69,6 +74,8 @@ pub struct Args {
     /// How many older files of the audit log are kept.
     #[arg(long, value_name = "N", default_value_t = Rotation::default().keep)]
     audit_keep: u32,
+    #[command(flatten)]
+    socket: socket::Args,
     #[command(flatten)]
     watch: Watch,
 }
@@ -108,6 +115,7 @@ impl Args {
             journal: Journal::open(&self.journal, retention)?,
             refusals: Refusals::default(),
             recorder: None,
+            recorder_at: None,
             recorder_size: self.recorder,
             recorder_in: self.recorder_in,
             audit: self.open_audit()?,
@@ -120,10 +128,12 @@ impl Args {
             guard: None,
             tampered: 0,
             untold: Untold::default(),
+            socket: Socket::new(&self.socket),
         };
         let watched = self.watch.watch(&mut run);
         run.let_go();
         run.say_problems();
+        run.socket.end();
         let losses = watched?;
         let events = run.journal.events();
         eprintln!(
@@ -176,6 +186,7 @@ struct Run {
     journal: Journal,
     refusals: Refusals,
     recorder: Option<Recorder>,
+    recorder_at: Option<Place>,
     recorder_size: ByteSize,
     recorder_in: RecorderIn,
     audit: Option<Audit>,
@@ -195,6 +206,7 @@ struct Run {
     tampered: u64,
     /// What the policy's programs could not do.
     untold: Untold,
+    socket: Socket,
 }
 
 /// This kernel is about to go.
@@ -217,6 +229,9 @@ impl Run {
             };
             let mut new = Vec::new();
             let joined = self.journal.join(recovered, &mut new);
+            if !new.is_empty() {
+                self.socket.renew();
+            }
             show(&mut self.audit, &mut self.printer, &new)?;
             let place = shown(found.place);
             let events = new.iter().filter(|record| record.is_from_hook()).count();
@@ -306,6 +321,7 @@ impl Run {
                         eprintln!("lu: the flight recorder is in {}", shown(*place));
                     }
                     self.recorder = Some(recorder);
+                    self.recorder_at = Some(*place);
                     return Ok(());
                 }
                 Err(error @ recorder::Error::Size(_)) => return Err(error.into()),
@@ -385,10 +401,16 @@ impl Sink for Run {
         if let Some(guard) = &mut self.guard {
             guard.reload();
         }
+        self.socket.ask();
         Ok(())
     }
 
-    fn begin(&mut self, orchestrators: &[Orchestrator], stop: &AtomicBool) -> Result<()> {
+    fn begin(
+        &mut self,
+        attached: &Attached,
+        orchestrators: &[Orchestrator],
+        stop: &AtomicBool,
+    ) -> Result<()> {
         // The emulated orchestrator's kexec ends its clients, not us.
         let in_kernel = orchestrators.contains(&Orchestrator::Kernel);
         if in_kernel {
@@ -415,7 +437,24 @@ impl Sink for Run {
         let born = self.born;
         self.note(&born);
         self.note(&clocks::anchor());
+        self.socket.bind(attached, orchestrators);
         Ok(())
+    }
+
+    fn serve(&mut self) -> Option<Arc<Notify>> {
+        self.socket.start(&self.folder, self.journal.run())
+    }
+
+    fn answer(&mut self, losses: Option<Losses>) {
+        self.socket.tell(|hooks| Status {
+            t_ns: clocks::now_ns(),
+            journal: self.folder.display().to_string(),
+            events: self.journal.events().into(),
+            losses: losses.map(Into::into),
+            hooks,
+            recorder: self.recorder_at.map(|place| shown(place).to_owned()),
+            policy: self.guard.as_ref().map(Guard::status),
+        });
     }
 
     fn record(&mut self, record: &Record) -> Result<()> {
@@ -492,7 +531,9 @@ impl Sink for Run {
         }
         self.note_untold();
         let batch = std::mem::take(&mut self.waiting);
+        let first = self.journal.appended();
         self.journal.push(&batch)?;
+        self.socket.push(first, &batch);
         show(&mut self.audit, &mut self.printer, &batch)?;
         let ended = self.journal.settle()?;
         if let Some(printer) = &mut self.printer {
@@ -558,6 +599,7 @@ mod tests {
             journal: Journal::open(folder, Retention::default()).expect("a journal"),
             refusals: Refusals::default(),
             recorder: None,
+            recorder_at: None,
             recorder_size: ByteSize(recorder::SIZE),
             recorder_in: RecorderIn::File,
             audit: None,
@@ -570,6 +612,7 @@ mod tests {
             guard: None,
             tampered: 0,
             untold: Untold::default(),
+            socket: Socket::default(),
         }
     }
 

@@ -7,9 +7,10 @@ use std::process::ExitCode;
 use anyhow::Result;
 use lu_common::event::Record;
 use lu_user::export::{TraceLine, line};
-use lu_user::journal;
 use lu_user::timeline::Names;
+use lu_user::{journal, socket};
 
+use super::follow;
 use super::watch::{Sink, Watch, tell};
 
 /// Print a line for each event of the orchestrator, in the manner of strace.
@@ -17,7 +18,7 @@ use super::watch::{Sink, Watch, tell};
 /// It stops at Ctrl-C, or after --for. Losses are shown where they happened, and counted at the end.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  lu trace\n  lu trace --json --for 30s > events.jsonl\n  lu trace --json | jq 'select(.errno)'\n  lu trace --journal /var/lib/lu"
+    after_help = "Examples:\n  lu trace\n  lu trace --json --for 30s > events.jsonl\n  lu trace --json | jq 'select(.errno)'\n  lu trace --journal /var/lib/lu\n  lu trace --from-socket\n  lu trace --from-socket --all --for 1s --json"
 )]
 pub struct Args {
     /// One JSON object a line; unknown is null.
@@ -26,6 +27,19 @@ pub struct Args {
     /// Print what a journal has, instead of watching.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["duration", "ring_buffer", "callbacks"])]
     journal: Option<PathBuf>,
+    /// Print what a `lu run` on this machine sees from now on, as it tells at its socket, instead of watching: no privilege
+    /// is needed but to read the socket.
+    #[arg(
+        long,
+        value_name = "PATH",
+        num_args = 0..=1,
+        default_missing_value = socket::PATH,
+        conflicts_with_all = ["journal", "ring_buffer", "callbacks"]
+    )]
+    from_socket: Option<PathBuf>,
+    /// Print first what it has seen so far of what is under way.
+    #[arg(long, requires = "from_socket")]
+    all: bool,
     #[command(flatten)]
     watch: Watch,
 }
@@ -35,6 +49,9 @@ impl Args {
         let mut printer = Printer::new(self.json);
         if let Some(folder) = &self.journal {
             return replay(folder, &mut printer);
+        }
+        if let Some(path) = &self.from_socket {
+            return follow::follow(path, self.all, self.watch.duration, printer);
         }
         let losses = self.watch.watch(&mut printer)?;
         eprintln!("lu: {} events, {}", printer.seen, tell(losses));
@@ -83,6 +100,18 @@ impl Printer {
             seen: 0,
             out: BufWriter::with_capacity(1 << 16, std::io::stdout().lock()),
         }
+    }
+}
+
+impl Printer {
+    /// Takes in what a session or a rule is called, and prints nothing.
+    pub fn learn(&mut self, record: &Record) {
+        self.names.push(record);
+    }
+
+    /// How many events were printed.
+    pub const fn seen(&self) -> u64 {
+        self.seen
     }
 }
 

@@ -1,6 +1,7 @@
 //! What `trace` and `run` share: attach, give up privileges, collect until told to stop.
 
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -15,6 +16,7 @@ use lu_user::collect::{Collector, Losses};
 use lu_user::orchestrator::{self, Orchestrator};
 use signal_hook::consts::SIGHUP;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 
 use super::stop;
 
@@ -22,7 +24,7 @@ use super::stop;
 pub struct Watch {
     /// Stop after this long.
     #[arg(long = "for", value_name = "DURATION", value_parser = humantime::parse_duration)]
-    duration: Option<Duration>,
+    pub duration: Option<Duration>,
     /// Size of the buffer between the kernel and lu: a power of two, at least 4KiB.
     #[arg(long, value_name = "SIZE", default_value_t = ByteSize(RING_BUFFER))]
     ring_buffer: ByteSize,
@@ -60,9 +62,20 @@ pub trait Sink {
     }
     /// The hooks are attached, nothing is collected yet, and every privilege is still there.
     /// Where it has to wait it gives up once `_stop` is set.
-    fn begin(&mut self, _orchestrators: &[Orchestrator], _stop: &AtomicBool) -> Result<()> {
+    fn begin(
+        &mut self,
+        _attached: &Attached,
+        _orchestrators: &[Orchestrator],
+        _stop: &AtomicBool,
+    ) -> Result<()> {
         Ok(())
     }
+    /// The privileges are gone. What is notified when somebody asks how it is; then it is for [`Self::answer`].
+    fn serve(&mut self) -> Option<Arc<Notify>> {
+        None
+    }
+    /// Somebody has asked; what was lost so far, where that can be read.
+    fn answer(&mut self, _losses: Option<Losses>) {}
     /// One record, in order.
     fn record(&mut self, record: &Record) -> Result<()>;
     /// No more records are there at the moment.
@@ -118,9 +131,10 @@ impl Watch {
             },
         )?;
         drop(place);
-        sink.begin(&orchestrators, &stop)?;
+        sink.begin(&attached, &orchestrators, &stop)?;
         say_coverage(&attached, &orchestrators);
         give_up_privileges(can_reload)?;
+        let asked = sink.serve();
         let mut collector = Collector::new(attached).context("cannot wait for events")?;
         if let Some(verdicts) = verdicts {
             collector
@@ -150,6 +164,7 @@ impl Watch {
                     Woken::Records
                 }
                 () = &mut tick => Woken::Tick,
+                () = notified(asked.as_deref()) => Woken::Asked,
                 _ = interrupt.recv() => Woken::End,
                 _ = terminate.recv() => Woken::End,
                 _ = hangup.recv() => if can_reload { Woken::Reload } else { Woken::End },
@@ -166,6 +181,7 @@ impl Watch {
                     pause = (pause * 2).min(LONGEST_TICK);
                     tick.as_mut().reset(tokio::time::Instant::now() + pause);
                 }
+                Woken::Asked => sink.answer(collector.losses().ok()),
                 Woken::Records | Woken::End => {}
             }
             hurry(&mut collector, sink, &stop)?;
@@ -186,8 +202,16 @@ impl Watch {
 enum Woken {
     Records,
     Tick,
+    Asked,
     Reload,
     End,
+}
+
+async fn notified(asked: Option<&Notify>) {
+    match asked {
+        Some(asked) => asked.notified().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// Takes records without sleeping for as long as this kernel is about to go.

@@ -3,6 +3,7 @@
 mod attention;
 mod history;
 mod html;
+mod in_force;
 pub mod perfetto;
 mod report;
 mod trace;
@@ -12,6 +13,7 @@ mod waterfall;
 pub use attention::{AttentionJson, AttentionKind};
 pub use history::{Entry, HISTORY_SCHEMA, History, table};
 pub use html::html;
+pub use in_force::{IN_FORCE_SCHEMA, InForceJson, RuleInForceJson};
 pub use perfetto::perfetto;
 pub use report::{CallerJson, Report, SCHEMA, VerdictJson};
 pub use trace::{TraceLine, line};

@@ -229,6 +229,12 @@ impl Journal {
         self.run
     }
 
+    /// How many records this run has appended: the number of the next one.
+    #[must_use]
+    pub fn appended(&self) -> u64 {
+        self.writer.as_ref().map_or(0, Writer::next)
+    }
+
     /// How many events this run has seen, and how many it has lost.
     #[must_use]
     pub fn events(&self) -> Events {

@@ -1,12 +1,13 @@
 //! What a journal tells: the history has what has ended, the newest files what is under way.
 
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use lu_common::event::Record;
 
 use super::Error;
 use super::history::History;
-use super::segment::{self, Segment};
+use super::segment::{self, Number, Segment};
 use crate::export::{Entry, Report};
 use crate::timeline::{Timeline, Update};
 
@@ -221,4 +222,36 @@ pub fn records(folder: &Path, each: impl FnMut(&Record)) -> Result<Vec<PathBuf>,
         return Err(Error::Empty(folder.into()));
     }
     segment::replay(&segments, each)
+}
+
+/// What a journal tells of now, for somebody who is told from here on what a run goes on to write: all since the last
+/// place in the files where nothing was under way.
+pub struct Snapshot {
+    segments: Vec<Segment>,
+    /// The number of the newest update that had begun before. [`Timeline::after`] it the updates have their numbers.
+    pub updates: u64,
+    /// How many records the run had written: the number of its first one that is not in here.
+    pub end: u64,
+}
+
+impl Snapshot {
+    /// Of the journal in `folder`, which the run `run` writes.
+    pub fn of(folder: &Path, run: u64) -> Result<Self, Error> {
+        let segments = segment::list(folder)?;
+        let end = segment::end_of_run(&segments, run);
+        let (segments, timeline) = tail(&segments, u64::MAX);
+        Ok(Self {
+            segments: segments.to_vec(),
+            updates: timeline.last_number(),
+            end,
+        })
+    }
+
+    /// Hands every record to `each`, oldest first, until it has had enough.
+    pub fn play(
+        &self,
+        each: impl FnMut(Option<Number>, &Record) -> ControlFlow<()>,
+    ) -> Result<(), Error> {
+        segment::numbered(&self.segments, each).map(drop)
+    }
 }

@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read as _, Write as _};
+use std::ops::ControlFlow;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
@@ -108,6 +109,12 @@ impl Writer {
     pub fn discard(self) {
         // Where it cannot be removed either, it is a file that was cut short.
         let _ = fs::remove_file(&self.path);
+    }
+
+    /// The number in its run of the record that comes next.
+    #[must_use]
+    pub const fn next(&self) -> u64 {
+        self.next
     }
 
     /// The file that is being written.
@@ -341,6 +348,34 @@ pub fn sync(segments: &[Segment]) -> Result<(), Error> {
 /// Hands every record in `segments` to `each`, oldest first, the first file's context before them. What is
 /// missing of a run comes as a record of [`Kind::Lost`]. Returns the files whose last record was cut short.
 pub fn replay(segments: &[Segment], mut each: impl FnMut(&Record)) -> Result<Vec<PathBuf>, Error> {
+    play(segments, |record| {
+        each(record);
+        ControlFlow::Continue(())
+    })
+}
+
+/// The same, until `each` has had enough.
+pub fn play(
+    segments: &[Segment],
+    mut each: impl FnMut(&Record) -> ControlFlow<()>,
+) -> Result<Vec<PathBuf>, Error> {
+    numbered(segments, |_, record| each(record))
+}
+
+/// Where a record stands among those of its run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Number {
+    /// The run, see [`Journal::run`](super::Journal::run).
+    pub run: u64,
+    /// How many records that run had before.
+    pub number: u64,
+}
+
+/// The same, with the number of each record; `None`: it is said once more, or no record of a run's.
+pub fn numbered(
+    segments: &[Segment],
+    mut each: impl FnMut(Option<Number>, &Record) -> ControlFlow<()>,
+) -> Result<Vec<PathBuf>, Error> {
     let mut torn = Vec::new();
     let mut ends: HashMap<u64, u64> = HashMap::new();
     let mut context = true;
@@ -356,8 +391,10 @@ pub fn replay(segments: &[Segment], mut each: impl FnMut(&Record)) -> Result<Vec
             None => 0,
         };
         let missing = header.first.saturating_sub(due);
-        if !segment.replay(header, context, missing, &mut each)? {
-            torn.push(segment.path.clone());
+        match segment.replay(header, context, missing, &mut each)? {
+            ControlFlow::Break(()) => break,
+            ControlFlow::Continue(true) => {}
+            ControlFlow::Continue(false) => torn.push(segment.path.clone()),
         }
         ends.insert(header.run, segment.end(header));
         context = false;
@@ -367,35 +404,44 @@ pub fn replay(segments: &[Segment], mut each: impl FnMut(&Record)) -> Result<Vec
 
 impl Segment {
     /// Hands on what it has, after a loss of what is missing before it. Returns whether it ends with a whole
-    /// record.
+    /// record, unless that was enough before.
     fn replay(
         &self,
         header: &Header,
         with_context: bool,
         missing: u64,
-        each: &mut impl FnMut(&Record),
-    ) -> Result<bool, Error> {
+        each: &mut impl FnMut(Option<Number>, &Record) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<(), bool>, Error> {
         let failed = || at("read", &self.path);
         let file = File::open(&self.path).map_err(failed())?;
         let mut file = BufReader::with_capacity(1 << 16, file);
         let mut bytes = [0; size_of::<Record>()];
         file.read_exact(&mut bytes).map_err(failed())?;
         let context = u64::from(header.context);
-        for number in 0..self.records {
-            if number == context && missing > 0 {
+        for place in 0..self.records {
+            if place == context && missing > 0 {
                 let mut lost = Record::made(Kind::Lost, header.monotonic_ns, [0; 64]);
                 lost.call.bytes = missing;
-                each(&lost);
+                if each(None, &lost).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
             }
             file.read_exact(&mut bytes).map_err(failed())?;
-            if (number >= context || with_context)
+            let number = place.checked_sub(context).map(|behind| Number {
+                run: header.run,
+                number: header.first.saturating_add(behind),
+            });
+            if (number.is_some() || with_context)
                 && let Ok(record) = Record::read_from_bytes(&bytes)
+                && each(number, &record).is_break()
             {
-                each(&record);
+                return Ok(ControlFlow::Break(()));
             }
         }
         let whole = size_of::<Header>() as u64 + self.records * RECORD;
-        Ok(self.records >= context && self.size == whole)
+        Ok(ControlFlow::Continue(
+            self.records >= context && self.size == whole,
+        ))
     }
 }
 

@@ -7,6 +7,7 @@ mod killed;
 mod policy;
 mod robust;
 mod sessions;
+mod socket;
 mod stories;
 mod support;
 mod watched;
@@ -28,6 +29,7 @@ fn main() {
     trials.extend(stories::trials());
     trials.extend(commands::trials());
     trials.extend(policy::trials());
+    trials.extend(socket::trials());
     trials.extend(killed::trials());
     let mut args = Arguments::from_args();
     // They share the folder of the emulators' sockets, and timings would be disturbed.
