@@ -245,6 +245,9 @@ impl Pattern {
     }
 }
 
+/// The largest size that a file is taken for: sums of more than a hundred thousand of these do not wrap around.
+pub const LARGEST: u64 = 1 << 46;
+
 /// How many different patterns a policy can have.
 pub const PATTERNS: usize = RULES;
 
@@ -430,7 +433,7 @@ pub struct Request {
     pub name: Name,
     /// The token.
     pub token: u64,
-    /// The file's size, in bytes.
+    /// The file's size, in bytes, [`LARGEST`] at most.
     pub bytes: u64,
     /// A [`FileKind`].
     pub kind: u64,
@@ -1015,8 +1018,12 @@ pub struct InForce {
 pub struct KnownSession {
     /// The kernel's `struct luo_session *`: which of those that had its name.
     pub pointer: u64,
+    /// When it was made, `CLOCK_MONOTONIC` in nanoseconds: its pointer may have been another's before. 0: nobody knows.
+    pub made_ns: u64,
     /// What is preserved in it, and what is just being preserved.
     pub usage: Usage,
+    /// How many files are preserved in it, without those that may yet fail.
+    pub kept: u64,
     /// When the first file was; 0: none was. `CLOCK_MONOTONIC`, in nanoseconds.
     pub first_ns: u64,
     /// [`Self::PRESENT`], [`Self::UNKNOWN`] or [`Self::LOST`].
@@ -1053,7 +1060,7 @@ pub struct TokenKey {
 pub struct WatchedToken {
     /// Since when it is looked for. `CLOCK_MONOTONIC`, in nanoseconds.
     pub since_ns: u64,
-    /// The [`KnownSession::pointer`] in which it was last preserved; 0: in none.
+    /// The [`KnownSession::made_ns`] of the one in which it was last preserved; 0: in none.
     pub preserved_in: u64,
     /// When it was restored; 0: not since it is looked for.
     pub restored_ns: u64,
@@ -1069,14 +1076,30 @@ pub struct WatchedToken {
 pub struct Account {
     /// What is preserved, and what is just being preserved.
     pub usage: Usage,
-    /// How often the device is open, of those opened since anybody counts; wraps below 0.
+    /// How often the device is open, of those opened since anybody counts; wraps below 0. See [`note::OPENS`] too.
     pub opens: u64,
-    /// And of those before.
-    pub opens_before: u64,
     /// How many sessions are [`KnownSession::LOST`].
     pub lost: u64,
-    /// How many sessions there were that could not be counted.
+    /// How many sessions there are that could not be counted; wraps below 0. See [`note::SESSIONS`] too.
     pub unknown: u64,
+}
+
+/// What user space notes beside, by the place in an array: programs only read it, and whoever takes over finds it.
+pub mod note {
+    /// How often the device was open before anybody counted.
+    pub const OPENS: u32 = 0;
+    /// How many sessions there were before anybody counted.
+    pub const SESSIONS: u32 = 1;
+    /// The generation that was last put in force.
+    pub const GENERATION: u32 = 2;
+    /// Of [`Untold`](super::Untold) what was told: `ring_full`.
+    pub const RING_FULL: u32 = 3;
+    /// `unjudged`.
+    pub const UNJUDGED: u32 = 4;
+    /// `tampered`.
+    pub const TAMPERED: u32 = 5;
+    /// How many places there are.
+    pub const PLACES: u32 = 8;
 }
 
 /// What the programs could not do: the payload of a record of [`Kind::Untold`](crate::event::Kind::Untold) too.
@@ -1087,10 +1110,12 @@ pub struct Account {
 pub struct Untold {
     /// Verdicts for which the ring buffer had no room.
     pub ring_full: u64,
-    /// Requests that could not be remembered, so they were let through unjudged.
+    /// Requests that could not be remembered, and so not judged.
     pub unjudged: u64,
+    /// Of what got through and was not what was judged, that for which the ring buffer had no room.
+    pub tampered: u64,
     /// 0: room for what comes.
-    pub reserved: [u64; 6],
+    pub reserved: [u64; 5],
 }
 
 impl Untold {
@@ -1100,7 +1125,8 @@ impl Untold {
         Self {
             ring_full: self.ring_full.saturating_sub(before.ring_full),
             unjudged: self.unjudged.saturating_sub(before.unjudged),
-            reserved: [0; 6],
+            tampered: self.tampered.saturating_sub(before.tampered),
+            reserved: [0; 5],
         }
     }
 
@@ -1110,14 +1136,15 @@ impl Untold {
         Self {
             ring_full: self.ring_full.saturating_add(more.ring_full),
             unjudged: self.unjudged.saturating_add(more.unjudged),
-            reserved: [0; 6],
+            tampered: self.tampered.saturating_add(more.tampered),
+            reserved: [0; 5],
         }
     }
 
     /// Whether that is nothing.
     #[must_use]
     pub const fn is_nothing(&self) -> bool {
-        self.ring_full == 0 && self.unjudged == 0
+        self.ring_full == 0 && self.unjudged == 0 && self.tampered == 0
     }
 }
 

@@ -9,15 +9,14 @@ use aya_ebpf::helpers::generated::{
     bpf_probe_read_kernel, bpf_probe_read_user, bpf_task_pt_regs,
 };
 use aya_ebpf::macros::{btf_map, map};
-use aya_ebpf::maps::{Array, LruHashMap};
-use lu_common::event::session_id_of;
+use aya_ebpf::maps::{Array, HashMap};
 use lu_common::layout::{self, Landmarks};
 use lu_common::policy::{
-    Attribute, Decision, InForce, LEVELS, Operation, RULES, Request, Text, evaluate,
+    Attribute, Decision, InForce, LARGEST, LEVELS, Operation, RULES, Request, Text, evaluate,
     evaluate_unconditional, same, tampered,
 };
 
-use super::standing::{self, Kernel as Account};
+use super::standing::{self, Kernel as Account, NO_PREALLOC};
 use super::tell;
 use crate::call::add;
 use crate::orchestrator::{
@@ -75,9 +74,12 @@ pub(super) use landmark;
 #[btf_map]
 static POLICY: ArrayOfMaps<BtfArray<InForce, 1>, 1> = ArrayOfMaps::new();
 
-/// What tasks ask for, by their thread.
+/// What tasks ask for, by their thread, which alone removes it: a program may sleep over it.
 #[map]
-static ASKED: LruHashMap<u64, Asked> = LruHashMap::with_max_entries(8192, 0);
+static ASKED: HashMap<u64, Asked> = HashMap::with_max_entries(65_536, NO_PREALLOC);
+
+/// What a request gets that cannot be remembered, where a policy is enforced: `EAGAIN`.
+const NO_ROOM: i32 = 11;
 
 /// Nothing is asked for: what [`Asked::begin`] copies.
 #[map]
@@ -101,7 +103,9 @@ pub struct Asked {
     pub fd: i32,
     /// Once it is judged: the rule that decided.
     pub rule: u32,
-    /// 1: what it asks for is counted in its session and in all, though it may yet fail.
+    /// The kernel's `struct luo_session *` of the session's file; 0: none, or unknown.
+    session: u64,
+    /// 1: what it asks for is counted in that session and in all, though it may yet fail.
     reserved: u64,
 }
 
@@ -156,7 +160,7 @@ pub fn is_kexec() -> bool {
 #[inline(never)]
 pub fn judge_alone<const CONDITIONS: bool>(operation: Operation, file: u64) -> i32 {
     let Some(asked) = Asked::begin(operation) else {
-        return 0;
+        return unremembered(operation);
     };
     if file != 0 {
         asked.take_session(file);
@@ -164,6 +168,19 @@ pub fn judge_alone<const CONDITIONS: bool>(operation: Operation, file: u64) -> i
     let answer = asked.judge::<CONDITIONS>();
     Asked::end();
     answer
+}
+
+/// What becomes of a request for which there is no room. Who cannot finish would strand what was handed over.
+#[inline(always)]
+pub fn unremembered(operation: Operation) -> i32 {
+    tell::count_unjudged();
+    let in_force = POLICY.get_value(0, &0);
+    let is_enforced = in_force.is_some_and(|in_force| in_force.policy.enforce != 0);
+    if is_enforced && operation as u8 != Operation::Finish as u8 {
+        -NO_ROOM
+    } else {
+        0
+    }
 }
 
 /// Copies from the caller's memory; whether it could.
@@ -185,21 +202,17 @@ impl Asked {
     #[inline(always)]
     pub fn current<'a>() -> Option<&'a mut Self> {
         let asked = ASKED.get_ptr_mut(bpf_get_current_pid_tgid())?;
-        // SAFETY: within the map, and this task's alone. Where so many ask at once that it is pushed out, its
-        // place is not given to another before this program has ended.
+        // SAFETY: within the map, and this task's alone: nobody else removes it.
         Some(unsafe { &mut *asked })
     }
 
-    /// A request of this task begins.
+    /// A request of this task begins; `None`: there is no room, see [`unremembered`].
     #[inline(always)]
     pub fn begin<'a>(operation: Operation) -> Option<&'a mut Self> {
         // One that ended without our knowing.
         Self::end();
         let blank = BLANK.get(0)?;
-        ASKED
-            .insert(bpf_get_current_pid_tgid(), blank, 0)
-            .inspect_err(|_| tell::count_unjudged())
-            .ok()?;
+        ASKED.insert(bpf_get_current_pid_tgid(), blank, 0).ok()?;
         let asked = Self::current()?;
         asked.request.operation = operation as u32;
         asked.fd = -1;
@@ -270,6 +283,7 @@ impl Asked {
     /// The session is that of its file.
     #[inline(always)]
     pub fn take_session(&mut self, file: u64) {
+        self.session = read!(file, file_private_data).unwrap_or(0);
         let at = Kernel::<Checked>::name_of_file(file).unwrap_or(0);
         let name = &mut self.request.name;
         let to = (&raw mut name.text).cast();
@@ -321,7 +335,7 @@ impl Asked {
         self.file = file;
         if let Some(facts) = Kernel::<Checked>::file(file) {
             self.request.kind = u64::from(facts.kind);
-            self.request.bytes = facts.bytes;
+            self.request.bytes = capped(facts.bytes);
             self.request.known |= Attribute::Kind.bit() | Attribute::Bytes.bit();
         }
     }
@@ -332,7 +346,8 @@ impl Asked {
     pub fn judge<const CONDITIONS: bool>(&mut self) -> i32 {
         if self.is(Operation::Preserve) {
             let request = &self.request;
-            self.reserved = u64::from(standing::change(&request.name.text, 1, request.bytes));
+            let reserved = standing::change(&request.name.text, self.session, 1, request.bytes);
+            self.reserved = u64::from(reserved);
         }
         let answer = if CONDITIONS {
             judge::<true>(self)
@@ -351,7 +366,8 @@ impl Asked {
         if self.reserved != 0 {
             self.reserved = 0;
             let bytes = self.request.bytes.wrapping_neg();
-            standing::change(&self.request.name.text, u64::MAX, bytes);
+            let name = &self.request.name.text;
+            standing::change(name, self.session, u64::MAX, bytes);
         }
     }
 
@@ -359,13 +375,14 @@ impl Asked {
     #[inline(always)]
     pub fn settle(&mut self, session: &Session, bytes: Option<u64>) {
         let bytes = bytes.unwrap_or(self.request.bytes);
-        if self.reserved == 0 || same(&self.request.name.text, &session.name) == 0 {
+        if self.reserved == 0 || self.session != session.pointer {
             self.give_back();
-            standing::change(&session.name, 1, bytes);
+            standing::change(&session.name, session.pointer, 1, bytes);
         } else {
             // It keeps its place.
             self.reserved = 0;
-            standing::change(&session.name, 0, bytes.wrapping_sub(self.request.bytes));
+            let more = bytes.wrapping_sub(self.request.bytes);
+            standing::change(&session.name, session.pointer, 0, more);
         }
     }
 }
@@ -419,6 +436,12 @@ fn judge<const CONDITIONS: bool>(asked: &mut Asked) -> i32 {
         Decision::Deny => -i32::from(in_force.policy.errno_of(rule)),
         _ => 0,
     }
+}
+
+/// A size that can be added up.
+#[inline(always)]
+pub fn capped(bytes: u64) -> u64 {
+    if bytes < LARGEST { bytes } else { LARGEST }
 }
 
 /// The executable of a task: its file system's device and its inode.
@@ -515,8 +538,7 @@ pub fn tell_tampered(operation: Operation, session: &Session, token: u64, differ
         let generation = POLICY
             .get_value(0, &0)
             .map_or(0, |in_force| in_force.policy.generation);
-        let session = session_id_of(&session.name);
-        tell::tampered(operation, generation, session, token, differs);
+        tell::tampered(operation, generation, &session.name, token, differs);
     }
 }
 

@@ -34,8 +34,9 @@ const CHARACTER_DEVICE: u16 = 0o020_000;
 /// `CAP_SYS_BOOT` (`include/uapi/linux/capability.h`).
 const CAP_SYS_BOOT: i32 = 22;
 
-/// `PF_EXITING` (`include/linux/sched.h`).
+/// `PF_EXITING` and `PF_KTHREAD` (`include/linux/sched.h`): the kernel itself closes what lay in a socket that is gone.
 const EXITING: u32 = 4;
+const KERNEL_THREAD: u32 = 0x0020_0000;
 
 /// `int file_open(struct file *)`: of all files, so the quickest way out comes first.
 #[lsm(hook = "file_open", sleepable)]
@@ -108,7 +109,7 @@ fn ioctl<const SLEEPABLE: bool>(file: u64, cmd: u32, arg: u64) -> i32 {
         _ => return 0,
     };
     let Some(asked) = Asked::begin(operation) else {
-        return 0;
+        return asked::unremembered(operation);
     };
     if on_device {
         asked.read_name::<SLEEPABLE>(arg);
@@ -235,7 +236,7 @@ fn policy_preserve_file(ctx: FExitContext) -> i32 {
     let file = asked::newest_file(set).unwrap_or(0);
     let facts = Kernel::<Checked>::file(file);
     let kind = facts.as_ref().map(|facts| u64::from(facts.kind));
-    let bytes = facts.map(|facts| facts.bytes);
+    let bytes = facts.map(|facts| asked::capped(facts.bytes));
     let mut differs = asked::differs(Operation::Preserve, &session, token);
     if let Some(asked) = Asked::current() {
         // One that was closed meanwhile may have left its place to another.
@@ -269,7 +270,7 @@ fn policy_retrieve_file(ctx: FExitContext) -> i32 {
 fn policy_session_release(ctx: FEntryContext) -> i32 {
     let session = asked::session_of_file(ctx.arg(1));
     let flags: Option<u32> = read!(asked asked::current_task(), task_flags);
-    let is_lost = flags.is_some_and(|flags| flags & EXITING != 0);
+    let is_lost = flags.is_some_and(|flags| flags & (EXITING | KERNEL_THREAD) != 0);
     standing::released(&session, is_lost);
     0
 }

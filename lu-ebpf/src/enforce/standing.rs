@@ -9,7 +9,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap};
 use lu_common::policy::{
     Account, Amount, Answer, KnownSession, Reckoning, Text, Token, TokenKey, Usage, WatchedToken,
-    below, differ,
+    below, differ, note,
 };
 
 use super::asked::{Session, landmark};
@@ -19,7 +19,7 @@ use crate::call::{add, now};
 use crate::orchestrator::{Checked, Read as _};
 
 /// `BPF_F_NO_PREALLOC` (`include/uapi/linux/bpf.h`).
-const NO_PREALLOC: u32 = 1;
+pub const NO_PREALLOC: u32 = 1;
 
 /// Sessions that are being made ready, by name.
 #[map]
@@ -33,6 +33,14 @@ static TOKENS: HashMap<TokenKey, WatchedToken> = HashMap::with_max_entries(1024,
 #[map]
 static ACCOUNT: Array<Account> = Array::with_max_entries(1, 0);
 
+/// What user space has noted, see [`note`].
+#[map]
+static NOTES: Array<u64> = Array::with_max_entries(note::PLACES, 0);
+
+fn noted(place: u32) -> u64 {
+    NOTES.get(place).map_or(0, |noted| *noted)
+}
+
 /// Counts up, or down by wrapping around.
 #[inline(always)]
 fn count(field: impl FnOnce(&mut Account) -> *mut u64, by: u64) {
@@ -44,13 +52,18 @@ fn count(field: impl FnOnce(&mut Account) -> *mut u64, by: u64) {
     }
 }
 
-/// Counts files and bytes of a session in or out, the latter by wrapping around; whether it is known. A file that may
-/// be preserved is counted before it is judged, so that no other takes its place meanwhile.
+/// Counts files and bytes of a session in or out, the latter by wrapping around; whether it is known, and this one
+/// of its name. A file that may be preserved is counted before it is judged, so that no other takes its place meanwhile.
 #[inline(always)]
-pub fn change(session: &Text, files: u64, bytes: u64) -> bool {
+pub fn change(session: &Text, pointer: u64, files: u64, bytes: u64) -> bool {
     let Some(known) = SESSIONS.get_ptr_mut(session) else {
         return false;
     };
+    // SAFETY: within the map.
+    let is_it = unsafe { is(known, pointer) };
+    if !is_it {
+        return false;
+    }
     // SAFETY: within the map; the reference serves to find the fields, which are touched by atomic operations alone.
     let Usage {
         files: of_files,
@@ -65,6 +78,14 @@ pub fn change(session: &Text, files: u64, bytes: u64) -> bool {
     true
 }
 
+/// Whether it is that one: of those from before nobody knows where they are.
+#[inline(always)]
+unsafe fn is(known: *const KnownSession, pointer: u64) -> bool {
+    // SAFETY: as the caller says.
+    let known = unsafe { &*known };
+    known.state == KnownSession::UNKNOWN || known.pointer == pointer
+}
+
 /// The device is opened by one more, or by one less.
 #[inline(always)]
 pub fn opened(by: u64) {
@@ -76,7 +97,9 @@ pub fn opened(by: u64) {
 pub fn created(session: &Session) {
     let new = KnownSession {
         pointer: session.pointer,
+        made_ns: now(),
         usage: Usage { files: 0, bytes: 0 },
+        kept: 0,
         first_ns: 0,
         state: KnownSession::PRESENT,
     };
@@ -94,11 +117,28 @@ pub fn created(session: &Session) {
 /// A file was preserved.
 #[inline(always)]
 pub fn preserved(session: &Session, token: u64) {
+    let mut made_ns = 0;
     if let Some(known) = SESSIONS.get_ptr_mut(&session.name) {
-        // SAFETY: within the map.
-        let first = unsafe { &mut (*known).first_ns };
-        if *first == 0 {
-            *first = now();
+        // SAFETY: within the map; the count is touched by atomic operations alone.
+        let known = unsafe { &mut *known };
+        if known.first_ns == 0 {
+            known.first_ns = now();
+        }
+        made_ns = known.made_ns;
+        // SAFETY: an aligned integer within the map.
+        unsafe { add(&raw mut known.kept, 1) };
+    } else {
+        // One that came in a socket from before, perhaps: nobody has counted what else is in it.
+        let unknown = KnownSession {
+            pointer: 0,
+            made_ns: 0,
+            usage: Usage { files: 0, bytes: 0 },
+            kept: 0,
+            first_ns: 0,
+            state: KnownSession::UNKNOWN,
+        };
+        if SESSIONS.insert(&session.name, unknown, 0).is_ok() {
+            count(|account| &raw mut account.unknown, 1);
         }
     }
     let key = TokenKey {
@@ -107,7 +147,7 @@ pub fn preserved(session: &Session, token: u64) {
     };
     if let Some(watched) = TOKENS.get_ptr_mut(&key) {
         // SAFETY: within the map.
-        unsafe { (*watched).preserved_in = session.pointer };
+        unsafe { (*watched).preserved_in = made_ns };
     }
 }
 
@@ -133,15 +173,23 @@ pub fn released(session: &Session, by_end: bool) {
     // SAFETY: within the map.
     let known = unsafe { &mut *known };
     // Another of this name, from the old kernel.
-    if known.state != KnownSession::UNKNOWN && known.pointer != session.pointer {
+    // SAFETY: a reference is a pointer that can be read.
+    let is_it = unsafe { is(known, session.pointer) };
+    if !is_it {
         return;
+    }
+    let is_unknown = known.state == KnownSession::UNKNOWN;
+    if is_unknown {
+        count(|account| &raw mut account.unknown, u64::MAX);
     }
     let Usage { files, bytes } = known.usage;
     count(|account| &raw mut account.usage.files, files.wrapping_neg());
     count(|account| &raw mut account.usage.bytes, bytes.wrapping_neg());
-    if by_end && files > 0 {
+    if by_end && (files > 0 || is_unknown) {
         known.usage = Usage { files: 0, bytes: 0 };
+        known.kept = 0;
         known.pointer = 0;
+        known.made_ns = 0;
         known.state = KnownSession::LOST;
         count(|account| &raw mut account.lost, 1);
     } else {
@@ -180,10 +228,10 @@ impl Kernel {
         unsafe { found.read_volatile() }
     }
 
+    /// 1, if there are sessions that nobody has counted.
     #[inline(always)]
-    fn amount(&self, session: &Text, known: &KnownSession) -> Amount {
-        let unknown = self.is_uncounted(known) | (is_some(session[0]) ^ 1);
-        Amount::new(known.usage, unknown)
+    fn is_any_unknown(&self) -> u64 {
+        is_some(self.account.unknown.wrapping_add(noted(note::SESSIONS)))
     }
 
     /// 1, if it was there before anybody counted. Without one of this name there are no files in it, unless some were
@@ -191,7 +239,7 @@ impl Kernel {
     #[inline(always)]
     fn is_uncounted(&self, known: &KnownSession) -> u64 {
         let before = differ(known.state, KnownSession::UNKNOWN) ^ 1;
-        before | (is_some(self.account.unknown) & (is_some(known.state) ^ 1))
+        before | (self.is_any_unknown() & (is_some(known.state) ^ 1))
     }
 }
 
@@ -204,12 +252,14 @@ fn is_some(number: u64) -> u64 {
 impl Reckoning for Kernel {
     #[inline(always)]
     fn session(&self, name: &Text) -> Amount {
-        self.amount(name, &self.or_nothing(SESSIONS.get_ptr(name)))
+        let known: KnownSession = self.or_nothing(SESSIONS.get_ptr(name));
+        // It is there, since somebody asks for something in it.
+        Amount::new(known.usage, differ(known.state, KnownSession::PRESENT))
     }
 
     #[inline(always)]
     fn in_all(&self) -> Amount {
-        Amount::new(self.account.usage, is_some(self.account.unknown))
+        Amount::new(self.account.usage, self.is_any_unknown())
     }
 
     #[inline(always)]
@@ -217,7 +267,7 @@ impl Reckoning for Kernel {
         let known: KnownSession = self.or_nothing(SESSIONS.get_ptr(&of.session));
         let watched: WatchedToken = self.or_nothing(TOKENS.get_ptr(of));
         // In the session that has the name now.
-        let preserved = is_some(known.pointer) & (differ(known.pointer, watched.preserved_in) ^ 1);
+        let preserved = is_some(known.made_ns) & (differ(known.made_ns, watched.preserved_in) ^ 1);
         let unwatched = is_some(watched.since_ns) ^ 1;
         // Files that were there before anybody looked for this one.
         let before = is_some(known.usage.files) & below(known.first_ns, watched.since_ns);
@@ -225,7 +275,13 @@ impl Reckoning for Kernel {
         let restored = is_some(watched.restored_ns);
         let unseen = unwatched | is_some(watched.may_be_restored);
         Token {
-            usage: self.amount(&of.session, &known),
+            usage: Amount::new(
+                Usage {
+                    files: known.kept,
+                    bytes: known.usage.bytes,
+                },
+                self.is_uncounted(&known),
+            ),
             preserved: Answer::new(preserved, unknown & (preserved ^ 1)),
             restored: Answer::new(restored, unseen & (restored ^ 1)),
         }
@@ -233,7 +289,7 @@ impl Reckoning for Kernel {
 
     #[inline(always)]
     fn is_device_free(&self) -> Answer {
-        let open = self.account.opens.wrapping_add(self.account.opens_before);
+        let open = self.account.opens.wrapping_add(noted(note::OPENS));
         Answer::new(is_some(open) ^ 1, 0)
     }
 

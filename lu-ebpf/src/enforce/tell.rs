@@ -6,7 +6,7 @@ use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, RingBuf};
 use lu_common::event::{Kind, PolicyLoaded, Record, RuleName, flags, session_id_of};
 use lu_common::policy::{
-    Attribute, Decision, InForce, Judged, NO_RULE, Operation, Untold, Verdict,
+    Attribute, Decision, InForce, Judged, NO_RULE, Operation, Text, Untold, Verdict,
 };
 
 use super::asked::Asked;
@@ -31,7 +31,7 @@ fn count(field: impl FnOnce(&mut Untold) -> *mut u64) {
     }
 }
 
-/// A request for which there was no room is let through.
+/// There was no room to remember a request.
 #[inline(always)]
 pub fn count_unjudged() {
     count(|untold| &raw mut untold.unjudged);
@@ -40,7 +40,11 @@ pub fn count_unjudged() {
 #[inline(always)]
 fn send(kind: Kind, fill: impl FnOnce(&mut Record)) {
     let Some(mut slot) = VERDICTS.reserve::<Record>(0) else {
-        count(|untold| &raw mut untold.ring_full);
+        if matches!(kind, Kind::Tampered) {
+            count(|untold| &raw mut untold.tampered);
+        } else {
+            count(|untold| &raw mut untold.ring_full);
+        }
         return;
     };
     // SAFETY: the slot has room for one record.
@@ -131,7 +135,12 @@ pub fn verdict(asked: &Asked, generation: u64, verdict: &Verdict, errno: u8) {
 
 /// What was done is not what was judged.
 #[inline(always)]
-pub fn tampered(operation: Operation, generation: u64, session: u64, token: u64, differs: u8) {
+pub fn tampered(operation: Operation, generation: u64, name: &Text, token: u64, differs: u8) {
+    let session = session_id_of(name);
+    // Another may have been made to have the same id.
+    send(Kind::Name, |record| {
+        record.call = zerocopy::transmute!(*name);
+    });
     send(Kind::Tampered, |record| {
         let judged: &mut Judged = zerocopy::transmute_mut!(&mut record.call);
         judged.generation = generation;

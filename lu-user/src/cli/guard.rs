@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use aya::maps::{MapData, RingBuf};
 use lu_common::event::{Kind, Record};
-use lu_common::policy::Untold;
 use lu_user::attach::KernelPlace;
 use lu_user::enforce::{Enforcer, pins};
 use lu_user::export::{InForceJson, duration};
@@ -19,8 +18,6 @@ pub struct Guard {
     enforcer: Enforcer,
     compiled: Compiled,
     generation: u64,
-    /// What was untold when it was last asked.
-    untold: Untold,
     is_gone: bool,
 }
 
@@ -37,11 +34,13 @@ impl Guard {
         };
         let mut enforcer =
             Enforcer::new(place, compiled.persist).context("no policy is in force")?;
-        let untold = enforcer.untold()?;
         let before = enforcer.in_force()?.map(|before| before.policy.generation);
         let generation = enforcer.apply(&compiled)?;
         match enforcer.prove() {
             Err(error) if compiled.policy.enforce != 0 => {
+                if before.is_none() {
+                    enforcer.unpin()?;
+                }
                 return Err(error).context("no policy is in force");
             }
             Err(error) => eprintln!("lu: {error}; the policy tells nothing"),
@@ -52,7 +51,6 @@ impl Guard {
             enforcer,
             compiled,
             generation,
-            untold,
             is_gone: false,
         };
         guard.say();
@@ -141,9 +139,7 @@ impl Guard {
     /// What could not be told since this was last asked, if anything.
     pub fn untold(&mut self) -> Option<Record> {
         // Nothing more than this can be done about it.
-        let all = self.enforcer.untold().ok()?;
-        let new = all.since(&self.untold);
-        self.untold = all;
+        let new = self.enforcer.tell_untold().ok()?;
         (!new.is_nothing())
             .then(|| Record::made(Kind::Untold, clocks::now_ns(), zerocopy::transmute!(new)))
     }

@@ -13,10 +13,10 @@ use serde_json::json;
 
 use super::in_force::{Apply, Detach, Status};
 
-/// Check, explain and test a policy, before it bites.
+/// Check, explain and test a policy, before it bites; and put one in force that persists, or take it off.
 ///
 /// A policy says who may ask the orchestrator for what, what may be preserved and how much, and what must be before a
-/// kexec: docs/policy.md tells its language. These commands read files, and change nothing.
+/// kexec: docs/policy.md tells its language. `apply` and `detach` change what is in force, the others change nothing.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  lu policy check policy.toml\n  lu policy explain policy.toml preserve session=vm-1 token=3 kind=memfd bytes=4GiB uid=0\n  lu policy test policy.toml cases.toml\n  lu policy schema > policy.schema.json\n\nExit status: 0 done, 1 a case failed, 2 wrong usage, or a file that is no policy."

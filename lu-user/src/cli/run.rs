@@ -339,6 +339,7 @@ impl Run {
     fn note(&mut self, record: &Record) {
         self.tampered += u64::from(record.kind() == Some(Kind::Tampered));
         if let Some(untold) = record.untold() {
+            self.tampered += untold.tampered;
             self.untold = self.untold.and(&untold);
         }
         if let Some(recorder) = &mut self.recorder {

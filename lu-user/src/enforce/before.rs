@@ -3,8 +3,9 @@
 use std::fs;
 use std::os::unix::ffi::OsStrExt as _;
 
-use aya::maps::{Array, HashMap, MapData};
-use lu_common::policy::{Account, KnownSession, Name, Text};
+use aya::Ebpf;
+use aya::maps::{Array, HashMap, Map};
+use lu_common::policy::{Account, KnownSession, Name, Text, note};
 
 use super::{Error, NO_EXIST, Plain};
 use crate::emulate::DEVICE;
@@ -14,32 +15,41 @@ const SESSION: &[u8] = b"anon_inode:[luo_session] ";
 
 /// Notes them as unknown: what is in them nobody has counted. Descriptors on their way through a socket are not
 /// found.
-pub fn note(
-    sessions: &mut HashMap<MapData, Text, Plain<KnownSession>>,
-    account: &mut Array<MapData, Plain<Account>>,
-) -> Result<(), Error> {
+pub fn note(programs: &mut Ebpf) -> Result<(), Error> {
     let found = held();
+    let mut sessions: HashMap<_, Text, Plain<KnownSession>> =
+        HashMap::try_from(map(programs, "SESSIONS")?)?;
+    let mut unknown_sessions = 0;
     for name in &found.sessions {
         let unknown = KnownSession {
             state: KnownSession::UNKNOWN,
             ..KnownSession::default()
         };
-        // One that was made meanwhile is known.
-        let _ = sessions.insert(Name::new(name).text, Plain(unknown), NO_EXIST);
+        // One that was made meanwhile is known, and who holds it twice is found twice.
+        let noted = sessions.insert(Name::new(name).text, Plain(unknown), NO_EXIST);
+        unknown_sessions += u64::from(noted.is_ok());
     }
-    if found.devices > 0 {
-        let mut before = account.get(&0, 0)?.0;
-        before.opens_before = found.devices;
-        account.set(0, Plain(before), 0)?;
-    }
+    let account: Array<_, Plain<Account>> = Array::try_from(map(programs, "ACCOUNT")?)?;
+    // One open file alone may exist: where that was opened since anybody counts it is not one from before.
+    let is_counted = account.get(&0, 0)?.0.opens as i64 > 0;
+    let opens = u64::from(found.is_open && !is_counted);
+    let mut notes: Array<_, u64> = Array::try_from(map(programs, "NOTES")?)?;
+    notes.set(note::SESSIONS, unknown_sessions, 0)?;
+    notes.set(note::OPENS, opens, 0)?;
     Ok(())
+}
+
+fn map<'a>(programs: &'a mut Ebpf, name: &'static str) -> Result<&'a mut Map, Error> {
+    let map = programs.map_mut(name);
+    map.ok_or_else(|| Error::Programs(format!("there is no map {name}")))
 }
 
 /// What some process holds.
 #[derive(Default)]
 struct Held {
     sessions: Vec<Vec<u8>>,
-    devices: u64,
+    /// Whether the device is open.
+    is_open: bool,
 }
 
 fn held() -> Held {
@@ -62,8 +72,7 @@ fn held() -> Held {
             if let Some(name) = target.strip_prefix(SESSION) {
                 held.sessions.push(name.to_owned());
             } else if target == DEVICE.as_bytes() {
-                // One open file alone may exist, whoever holds how many descriptors of it.
-                held.devices = 1;
+                held.is_open = true;
             }
         }
     }

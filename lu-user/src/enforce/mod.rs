@@ -17,7 +17,7 @@ use aya::EbpfError;
 use aya::maps::{Array, ArrayOfMaps, HashMap, Map, MapData, MapError, RingBuf};
 use aya::programs::links::FdLink;
 use lu_common::policy::{
-    Account, InForce, KnownSession, Policy, Text, TokenKey, Untold, WatchedToken, need,
+    Account, InForce, KnownSession, Policy, Text, TokenKey, Untold, WatchedToken, need, note,
 };
 use nix::errno::Errno;
 use zerocopy::FromZeros as _;
@@ -93,6 +93,7 @@ pub struct Maps {
     sessions: HashMap<MapData, Text, Plain<KnownSession>>,
     tokens: HashMap<MapData, Plain<TokenKey>, Plain<WatchedToken>>,
     account: Array<MapData, Plain<Account>>,
+    notes: Array<MapData, u64>,
     untold: Array<MapData, Plain<Untold>>,
     self_test: Array<MapData, u64>,
     /// Where the verdicts come; one reader takes it.
@@ -100,11 +101,12 @@ pub struct Maps {
 }
 
 /// The names of the maps, in [`Maps`]' order.
-const MAPS: [&str; 7] = [
+const MAPS: [&str; 8] = [
     "POLICY",
     "SESSIONS",
     "TOKENS",
     "ACCOUNT",
+    "NOTES",
     "UNTOLD",
     "SELF_TEST",
     "VERDICTS",
@@ -118,6 +120,7 @@ impl Maps {
             sessions,
             tokens,
             account,
+            notes,
             untold,
             self_test,
             verdicts,
@@ -127,6 +130,7 @@ impl Maps {
             sessions: HashMap::try_from(from(sessions)?)?,
             tokens: HashMap::try_from(from(tokens)?)?,
             account: Array::try_from(from(account)?)?,
+            notes: Array::try_from(from(notes)?)?,
             untold: Array::try_from(from(untold)?)?,
             self_test: Array::try_from(from(self_test)?)?,
             verdicts: Some(RingBuf::try_from(from(verdicts)?)?),
@@ -165,18 +169,18 @@ impl Enforcer {
         }
         let mut programs = programs::load(place)?;
         let links = programs::attach(&mut programs)?;
+        before::note(&mut programs)?;
         let held = if persist {
             pins::create(&mut programs, links)?;
             Held::Pinned
         } else {
             Held::Here(links.into_iter().map(|(_, link)| link).collect())
         };
-        let mut maps = Maps::take(|name| {
+        let maps = Maps::take(|name| {
             programs
                 .take_map(name)
                 .ok_or_else(|| Error::Programs(format!("there is no map {name}")))
         })?;
-        before::note(&mut maps.sessions, &mut maps.account)?;
         Ok(Self {
             maps,
             held,
@@ -240,8 +244,9 @@ impl Enforcer {
 
     /// Puts a policy in force, in one step: what was in force judges until then. The generation that it is now.
     pub fn apply(&mut self, compiled: &Compiled) -> Result<u64, Error> {
-        let before = self.in_force()?;
-        let generation = before.map_or(0, |before| before.policy.generation) + 1;
+        // Somebody else may have put one in force meanwhile.
+        let generation = self.maps.notes.get(&note::GENERATION, 0)? + 1;
+        self.maps.notes.set(note::GENERATION, generation, 0)?;
         let mut next = Box::new(InForce::new_zeroed());
         next.policy = *compiled.policy;
         next.policy.generation = generation;
@@ -249,7 +254,7 @@ impl Enforcer {
         for (place, name) in next.names.iter_mut().zip(rule_names(compiled, generation)) {
             *place = name;
         }
-        self.watch(&compiled.policy)?;
+        self.watch(&next.policy)?;
         let mut map = Generation::create(1, 0)?;
         map.set(0, Plain(*next), 0)?;
         self.maps.policy.set(0, &map, 0)?;
@@ -264,8 +269,10 @@ impl Enforcer {
             let known = self.maps.sessions.get(&key.session, 0).map(|known| known.0);
             let watched = WatchedToken {
                 since_ns: now_ns(),
+                // Of what came from the old kernel nobody looks after what no policy asked for.
                 may_be_restored: u64::from(
-                    known.is_ok_and(|known| known.state == KnownSession::UNKNOWN),
+                    policy.generation > 1
+                        || known.is_ok_and(|known| known.state == KnownSession::UNKNOWN),
                 ),
                 ..WatchedToken::default()
             };
@@ -295,14 +302,44 @@ impl Enforcer {
         Ok(())
     }
 
-    /// What the programs could not do.
+    /// What the programs could not do, since they were attached.
     pub fn untold(&self) -> Result<Untold, Error> {
         Ok(self.maps.untold.get(&0, 0)?.0)
     }
 
+    /// The same, since this was last asked, by whichever lu.
+    pub fn tell_untold(&mut self) -> Result<Untold, Error> {
+        let all = self.untold()?;
+        let notes = &mut self.maps.notes;
+        let told = Untold {
+            ring_full: notes.get(&note::RING_FULL, 0)?,
+            unjudged: notes.get(&note::UNJUDGED, 0)?,
+            tampered: notes.get(&note::TAMPERED, 0)?,
+            ..Untold::default()
+        };
+        let new = all.since(&told);
+        if !new.is_nothing() {
+            notes.set(note::RING_FULL, all.ring_full, 0)?;
+            notes.set(note::UNJUDGED, all.unjudged, 0)?;
+            notes.set(note::TAMPERED, all.tampered, 0)?;
+        }
+        Ok(new)
+    }
+
     /// What is preserved, as the kernel counts it.
     pub fn account(&self) -> Result<Account, Error> {
-        Ok(self.maps.account.get(&0, 0)?.0)
+        let mut account = self.maps.account.get(&0, 0)?.0;
+        let before = self.maps.notes.get(&note::SESSIONS, 0)?;
+        account.unknown = account.unknown.wrapping_add(before);
+        Ok(account)
+    }
+
+    /// Takes off what was pinned by [`new`](Self::new), and does not bite.
+    pub fn unpin(&self) -> Result<(), Error> {
+        match self.held {
+            Held::Pinned => pins::remove(&pins::folder()),
+            Held::Here(_) => Ok(()),
+        }
     }
 
     /// The verdicts' end; `None` where it was taken before.

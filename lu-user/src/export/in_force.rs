@@ -30,7 +30,7 @@ pub struct InForceJson {
     pub uncounted_sessions: Option<u64>,
     /// Verdicts that were lost for want of room.
     pub lost: Option<u64>,
-    /// Requests that were let through unjudged for want of room.
+    /// Requests that could not be judged for want of room.
     pub unjudged: Option<u64>,
 }
 

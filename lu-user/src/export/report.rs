@@ -92,7 +92,7 @@ pub struct Report {
     /// How many verdicts were lost for want of room, so that nobody knows what they were.
     #[serde(default)]
     pub verdicts_lost: u64,
-    /// How many requests were let through without being judged, for want of room.
+    /// How many requests could not be judged, for want of room.
     #[serde(default)]
     pub unjudged: u64,
     /// System calls that failed.

@@ -63,7 +63,7 @@ pub struct TraceLine {
     pub seq: Option<u32>,
     /// How many records were lost here.
     pub lost: Option<u64>,
-    /// Verdicts that were lost here, and requests that were let through unjudged.
+    /// Verdicts that were lost here, and requests that could not be judged.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub untold: Option<UntoldLine>,
     /// What the policy said of the request, or that its word was got around.

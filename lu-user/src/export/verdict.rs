@@ -153,8 +153,11 @@ impl PolicyLine {
 pub struct UntoldLine {
     /// Verdicts that were lost for want of room.
     pub verdicts: u64,
-    /// Requests that were let through unjudged.
+    /// Requests that could not be judged: let through where no rule is enforced, else refused (EAGAIN) unless they
+    /// finish a session.
     pub unjudged: u64,
+    /// What got through and was not what was judged, of which no more is known.
+    pub tampered: u64,
 }
 
 impl UntoldLine {
@@ -165,6 +168,7 @@ impl UntoldLine {
         Some(Self {
             verdicts: untold.ring_full,
             unjudged: untold.unjudged,
+            tampered: untold.tampered,
         })
     }
 }
@@ -174,7 +178,7 @@ impl UntoldLine {
 pub fn untold(lost: u64, unjudged: u64) -> Option<String> {
     (lost > 0 || unjudged > 0).then(|| {
         format!(
-            "{lost} verdicts were lost, and {unjudged} requests let through unjudged for want of room"
+            "{lost} verdicts were lost, and {unjudged} requests could not be judged, for want of room"
         )
     })
 }

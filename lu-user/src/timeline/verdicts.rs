@@ -125,7 +125,7 @@ pub struct Verdicts {
     pub tampered: u64,
     /// How many verdicts were lost: nobody knows what they were.
     pub lost: u64,
-    /// How many requests were let through without being judged.
+    /// How many requests could not be judged.
     pub unjudged: u64,
 }
 
@@ -133,11 +133,17 @@ impl Verdicts {
     pub(super) fn lose(&mut self, untold: Untold) {
         self.lost = self.lost.saturating_add(untold.ring_full);
         self.unjudged = self.unjudged.saturating_add(untold.unjudged);
+        self.tampered = self.tampered.saturating_add(untold.tampered);
     }
 
     pub(super) fn push(&mut self, said: Said, record: &Record) {
         self.tampered += u64::from(said.differs.is_some());
-        if self.said.len() >= REMEMBERED && !self.said.contains_key(&said) {
+        // What is tampered with cannot be hidden behind what is refused.
+        let most = match said.differs {
+            Some(_) => 2 * REMEMBERED,
+            None => REMEMBERED,
+        };
+        if self.said.len() >= most && !self.said.contains_key(&said) {
             self.left_out += 1;
             return;
         }

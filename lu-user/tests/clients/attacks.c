@@ -260,7 +260,7 @@ int main(int argc, char **argv)
 	say("name without an end", create_raw(longest, 64));
 	memcpy(longest, "bad", 3);
 	say("bad name of 63 bytes", create_raw(longest, 63));
-	say("bad name without an end", create_raw(longest, 64) ? -EBADMSG : 0);
+	say("bad name without an end", create_raw(longest, 64));
 	say("bad name behind the end of a good one", create_raw("fine\0bad", 8));
 	say("good name behind the end of a bad one", create_raw("bad\0fine", 8));
 	say("name that is no UTF-8", create_raw("\x80odd\xfe", 5));
