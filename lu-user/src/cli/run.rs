@@ -337,9 +337,10 @@ impl Run {
 
     /// Into memory alone, until the batch is over.
     fn note(&mut self, record: &Record) {
-        self.tampered += u64::from(record.kind() == Some(Kind::Tampered));
+        let is_tampered = u64::from(record.kind() == Some(Kind::Tampered));
+        self.tampered = self.tampered.saturating_add(is_tampered);
         if let Some(untold) = record.untold() {
-            self.tampered += untold.tampered;
+            self.tampered = self.tampered.saturating_add(untold.tampered);
             self.untold = self.untold.and(&untold);
         }
         if let Some(recorder) = &mut self.recorder {

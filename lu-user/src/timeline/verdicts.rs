@@ -137,7 +137,8 @@ impl Verdicts {
     }
 
     pub(super) fn push(&mut self, said: Said, record: &Record) {
-        self.tampered += u64::from(said.differs.is_some());
+        let is_tampered = u64::from(said.differs.is_some());
+        self.tampered = self.tampered.saturating_add(is_tampered);
         // What is tampered with cannot be hidden behind what is refused.
         let most = match said.differs {
             Some(_) => 2 * REMEMBERED,
