@@ -17,3 +17,4 @@ pub mod policy;
 pub mod preserved;
 pub mod reboot_cpu;
 pub mod timeline;
+pub mod top;

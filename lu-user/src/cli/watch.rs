@@ -63,6 +63,10 @@ pub trait Sink {
     fn begin(&mut self, _orchestrators: &[Orchestrator], _stop: &AtomicBool) -> Result<()> {
         Ok(())
     }
+    /// Nothing more is printed from here on, and the privileges are gone.
+    fn ready(&mut self) -> Result<()> {
+        Ok(())
+    }
     /// One record, in order.
     fn record(&mut self, record: &Record) -> Result<()>;
     /// No more records are there at the moment.
@@ -121,6 +125,7 @@ impl Watch {
         sink.begin(&orchestrators, &stop)?;
         say_coverage(&attached, &orchestrators);
         give_up_privileges(can_reload)?;
+        sink.ready()?;
         let mut collector = Collector::new(attached).context("cannot wait for events")?;
         if let Some(verdicts) = verdicts {
             collector
@@ -284,7 +289,7 @@ fn say_coverage(attached: &Attached, orchestrators: &[Orchestrator]) {
 
 /// The hooks are attached and the buffer is mapped: nothing that follows needs a privilege, but to put another
 /// policy in force.
-fn give_up_privileges(keeps_policy: bool) -> Result<()> {
+pub fn give_up_privileges(keeps_policy: bool) -> Result<()> {
     let kept: CapsHashSet = keeps_policy
         .then_some(Capability::CAP_BPF)
         .into_iter()

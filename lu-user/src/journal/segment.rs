@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufReader, Read as _, Write as _};
+use std::ops::ControlFlow;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::thread::{self, JoinHandle};
@@ -341,6 +342,17 @@ pub fn sync(segments: &[Segment]) -> Result<(), Error> {
 /// Hands every record in `segments` to `each`, oldest first, the first file's context before them. What is
 /// missing of a run comes as a record of [`Kind::Lost`]. Returns the files whose last record was cut short.
 pub fn replay(segments: &[Segment], mut each: impl FnMut(&Record)) -> Result<Vec<PathBuf>, Error> {
+    play(segments, |record| {
+        each(record);
+        ControlFlow::Continue(())
+    })
+}
+
+/// The same, until `each` has had enough.
+pub fn play(
+    segments: &[Segment],
+    mut each: impl FnMut(&Record) -> ControlFlow<()>,
+) -> Result<Vec<PathBuf>, Error> {
     let mut torn = Vec::new();
     let mut ends: HashMap<u64, u64> = HashMap::new();
     let mut context = true;
@@ -356,8 +368,10 @@ pub fn replay(segments: &[Segment], mut each: impl FnMut(&Record)) -> Result<Vec
             None => 0,
         };
         let missing = header.first.saturating_sub(due);
-        if !segment.replay(header, context, missing, &mut each)? {
-            torn.push(segment.path.clone());
+        match segment.replay(header, context, missing, &mut each)? {
+            ControlFlow::Break(()) => break,
+            ControlFlow::Continue(true) => {}
+            ControlFlow::Continue(false) => torn.push(segment.path.clone()),
         }
         ends.insert(header.run, segment.end(header));
         context = false;
@@ -367,14 +381,14 @@ pub fn replay(segments: &[Segment], mut each: impl FnMut(&Record)) -> Result<Vec
 
 impl Segment {
     /// Hands on what it has, after a loss of what is missing before it. Returns whether it ends with a whole
-    /// record.
+    /// record, unless that was enough before.
     fn replay(
         &self,
         header: &Header,
         with_context: bool,
         missing: u64,
-        each: &mut impl FnMut(&Record),
-    ) -> Result<bool, Error> {
+        each: &mut impl FnMut(&Record) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<(), bool>, Error> {
         let failed = || at("read", &self.path);
         let file = File::open(&self.path).map_err(failed())?;
         let mut file = BufReader::with_capacity(1 << 16, file);
@@ -385,17 +399,22 @@ impl Segment {
             if number == context && missing > 0 {
                 let mut lost = Record::made(Kind::Lost, header.monotonic_ns, [0; 64]);
                 lost.call.bytes = missing;
-                each(&lost);
+                if each(&lost).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
             }
             file.read_exact(&mut bytes).map_err(failed())?;
             if (number >= context || with_context)
                 && let Ok(record) = Record::read_from_bytes(&bytes)
+                && each(&record).is_break()
             {
-                each(&record);
+                return Ok(ControlFlow::Break(()));
             }
         }
         let whole = size_of::<Header>() as u64 + self.records * RECORD;
-        Ok(self.records >= context && self.size == whole)
+        Ok(ControlFlow::Continue(
+            self.records >= context && self.size == whole,
+        ))
     }
 }
 
