@@ -29,6 +29,8 @@ pub struct Step {
     pub progress: Progress,
     /// What was seen of it.
     pub phase: Option<Phase>,
+    /// When it began, where it goes on: that it has an end is not known yet.
+    pub since_ns: Option<u64>,
     /// What it is made of.
     pub parts: Vec<Part>,
 }
@@ -36,7 +38,7 @@ pub struct Step {
 impl Step {
     /// When it began, in nanoseconds on the timeline's axis.
     pub fn start_ns(&self) -> Option<u64> {
-        self.phase?.start_ns
+        self.phase.and_then(|it| it.start_ns).or(self.since_ns)
     }
 
     /// How long it took.
@@ -149,17 +151,35 @@ fn steps(update: &Update, files: &[u64; FileOutcome::ALL.len()]) -> Vec<Step> {
                 name,
                 progress,
                 phase,
+                since_ns: since(update, name).filter(|_| progress == Progress::Now),
                 parts,
             }
         })
         .collect()
 }
 
+/// When the phase began that goes on.
+fn since(update: &Update, name: PhaseName) -> Option<u64> {
+    let ended = |name| update.phase(name).map(|span| span.end_ns);
+    match name {
+        PhaseName::Preserve => Some(update.began_ns),
+        PhaseName::WaitReboot => ended(PhaseName::Prepare),
+        PhaseName::Reboot | PhaseName::Freeze => update.dark_since().map(|(_, since)| since),
+        PhaseName::Shutdown => ended(PhaseName::Freeze),
+        PhaseName::Userspace => update.booted_ns(),
+        PhaseName::WaitFinish => ended(PhaseName::Restore),
+        _ => None,
+    }
+}
+
 /// The gate, where an update that may still go on to its kexec is shown, or none.
 pub fn gate(state: &State, update: Option<&Update>) -> Option<Gate> {
     let is_asked = update.is_none_or(|update| {
         update.ended_ns.is_some() && state.timeline.incoming().is_none()
-            || update.ended_ns.is_none() && !update.is_beyond_kexec()
+            || matches!(
+                update.stage(),
+                Some(PhaseName::Preserve | PhaseName::Prepare | PhaseName::WaitReboot)
+            )
     });
     // What a machine was like when a recording ended is not recorded.
     let is_known = state.machine.is_some() || update.is_some_and(|it| it.ended_ns.is_none());

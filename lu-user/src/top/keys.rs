@@ -76,6 +76,8 @@ pub enum Action {
     ZoomOut,
     /// All of it.
     ZoomAll,
+    /// The blackout alone.
+    ZoomDark,
     /// To earlier times.
     Earlier,
     /// To later times.
@@ -213,6 +215,12 @@ pub const KEYS: &[Binding] = &[
     ),
     bind(
         On(Screen::Waterfall),
+        &[key('b')],
+        Action::ZoomDark,
+        "the blackout",
+    ),
+    bind(
+        On(Screen::Waterfall),
         &[key('h'), code(KeyCode::Left)],
         Action::Earlier,
         "earlier",
@@ -227,7 +235,7 @@ pub const KEYS: &[Binding] = &[
         On(Screen::Waterfall),
         &[key('o')],
         Action::Longest,
-        "longest first, or in order",
+        "longest first, or not",
     ),
     bind(
         On(Screen::Sessions),

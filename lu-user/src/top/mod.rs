@@ -112,7 +112,8 @@ impl State {
     fn push(&mut self, record: &Record) {
         self.timeline.push(record);
         self.rules.push(record);
-        self.events.push(record);
+        self.events
+            .push(self.timeline.at(record.header.t_ns), record);
     }
 
     /// The update with this number, if it is remembered; without one the one under way, else the last.

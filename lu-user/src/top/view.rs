@@ -319,6 +319,10 @@ impl View {
             Action::ZoomIn => self.zoom(state, 1, 2),
             Action::ZoomOut => self.zoom(state, 2, 1),
             Action::ZoomAll => self.window = None,
+            Action::ZoomDark => match waterfall::dark(self, state) {
+                Some(dark) => self.look_at(dark),
+                None => self.notice = Some("there is no blackout, or it is unknown".to_owned()),
+            },
             Action::Earlier => self.pan(state, false),
             Action::Later => self.pan(state, true),
             Action::Longest => self.longest = !self.longest,
@@ -400,10 +404,8 @@ impl View {
             Screen::Waterfall => {
                 let line = self.lines.get(self.cursor().selected);
                 let span = line.and_then(|line| waterfall::span(line, self, state));
-                if let Some((start, end)) = span {
-                    // A little to both sides, and at least something.
-                    let margin = (end - start) / 20 + 1;
-                    self.window = Some((start.saturating_sub(margin), end.saturating_add(margin)));
+                if let Some(span) = span {
+                    self.look_at(span);
                 }
             }
             Screen::History => {
@@ -422,6 +424,12 @@ impl View {
             }
             _ => {}
         }
+    }
+
+    /// Shows a stretch of time, and a little to both sides of it.
+    fn look_at(&mut self, (start, end): (u64, u64)) {
+        let margin = (end - start) / 20 + 1;
+        self.window = Some((start.saturating_sub(margin), end.saturating_add(margin)));
     }
 
     fn sort(&mut self, step: usize) {
@@ -558,7 +566,7 @@ impl View {
             let Some(record) = stream.get(number) else {
                 continue;
             };
-            if events::meets(&filter, record, state) {
+            if events::meets(&filter, number, record, state) {
                 self.shown.numbers.push(number);
             }
         }

@@ -8,7 +8,7 @@ use ratatui::layout::Rect;
 use ratatui::text::{Line, Span};
 
 use super::{body_of, heading, number, put, put_row};
-use crate::export::{errno_name, is_about_policy, line};
+use crate::export::{errno_name, is_about_policy};
 use crate::top::State;
 use crate::top::rows::{Filter, has};
 use crate::top::theme::Theme;
@@ -20,13 +20,16 @@ pub fn page(view: &View, state: &State) -> usize {
 }
 
 /// Whether an event meets a filter. A loss always does: what is missing may have met it.
-pub fn meets(filter: &Filter, record: &Record, state: &State) -> bool {
+pub fn meets(filter: &Filter, number: u64, record: &Record, state: &State) -> bool {
     if filter.is_empty() || record.lost().is_some() {
         return true;
     }
     let names = state.timeline.names();
     filter.meets(|field, value| match field {
-        None => line(record, names, state.events.origin_ns()).is_some_and(|line| has(&line, value)),
+        None => state
+            .events
+            .line(number, names)
+            .is_some_and(|line| has(&line, value)),
         Some("kind") => has(record.kind().map_or("unknown", Kind::name), value),
         Some("session") => names.of(record).is_some_and(|name| has(&name, value)),
         Some("token") => names.token(record).is_some_and(|token| {
@@ -76,7 +79,7 @@ pub fn draw(state: &State, view: &View, theme: &Theme, area: Rect, buffer: &mut 
         let Some(record) = stream.get(*event) else {
             continue;
         };
-        let line = told(record, state, theme);
+        let line = told(*event, record, state, theme);
         if view.paused.is_some() && at == cursor.selected {
             put_row(buffer, area, y, line, theme.selected);
         } else {
@@ -85,8 +88,8 @@ pub fn draw(state: &State, view: &View, theme: &Theme, area: Rect, buffer: &mut 
     }
 }
 
-fn told(record: &Record, state: &State, theme: &Theme) -> Line<'static> {
-    let text = line(record, state.timeline.names(), state.events.origin_ns());
+fn told(number: u64, record: &Record, state: &State, theme: &Theme) -> Line<'static> {
+    let text = state.events.line(number, state.timeline.names());
     let text = text.unwrap_or_default();
     let style = if record.lost().is_some() || record.errno().is_some() {
         theme.bad

@@ -175,6 +175,24 @@ pub(super) fn heading(text: &str, theme: &Theme, columns: u16) -> Line<'static> 
     ])
 }
 
+/// A text in lines, broken between words: the first of so many columns, each other of `rest`.
+pub(super) fn wrap(text: &str, first: usize, rest: usize) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut line = String::new();
+    for word in text.split(' ') {
+        let columns = if lines.is_empty() { first } else { rest };
+        let width = Span::raw(line.as_str()).width() + Span::raw(word).width();
+        if !line.is_empty() && width >= columns {
+            lines.push(std::mem::take(&mut line));
+        } else if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    lines.push(line);
+    lines
+}
+
 fn tabs(view: &View, theme: &Theme, columns: u16) -> Line<'static> {
     let is_wide = columns >= 72;
     let mut spans = vec![Span::styled(" lu ", theme.title)];
@@ -356,7 +374,7 @@ fn footer(state: &State, view: &View, theme: &Theme, columns: u16) -> Line<'stat
     }
     let keys = match view.screen {
         Screen::Sessions => "Enter details  </> sort  r reverse  / filter  ",
-        Screen::Waterfall => "+/- zoom  ←/→ pan  o longest  ",
+        Screen::Waterfall => "+/- zoom  b blackout  o longest  ",
         Screen::Events => "Space pause  / filter  ",
         Screen::Update | Screen::Policy => "",
         Screen::History => "Enter show  ",

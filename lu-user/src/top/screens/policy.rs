@@ -8,7 +8,7 @@ use ratatui::layout::Rect;
 use ratatui::style::Style;
 use ratatui::text::{Line, Span};
 
-use super::{body_of, fit, fit_right, heading, number, put, put_row};
+use super::{body_of, fit, fit_right, heading, number, put, put_row, wrap};
 use crate::export::errno_name;
 use crate::policy::{Mode, Rule as Written, Says};
 use crate::timeline::{Said, Times};
@@ -84,8 +84,8 @@ pub fn draw(state: &State, view: &View, theme: &Theme, area: Rect, buffer: &mut 
     let (above, below) = split(area);
     let title = match &state.rules.loaded {
         Some((policy, by)) => format!(
-            "Policy {}, generation {}, mode {}, {} of {} rules enforced, by {}{}",
-            &policy.sha256[..12],
+            "Policy {}, generation {}, {}, {} of {} enforced by {}{}",
+            &policy.sha256[..8],
             policy.generation,
             policy.mode,
             policy.enforced,
@@ -141,7 +141,7 @@ pub fn draw(state: &State, view: &View, theme: &Theme, area: Rect, buffer: &mut 
         .get(cursor.selected)
         .map_or_else(Vec::new, |row| explained(row, state));
     let columns = usize::from(below.width).saturating_sub(2);
-    let wrapped = lines.iter().flat_map(|text| wrap(text, columns));
+    let wrapped = lines.iter().flat_map(|text| wrap(text, columns, columns));
     for (at, text) in wrapped.enumerate() {
         put(
             buffer,
@@ -171,6 +171,11 @@ fn rule_line(key: &Key, rule: &Rule, names: usize, theme: &Theme) -> Line<'stati
     let section = rule
         .section
         .map_or("unknown", lu_common::event::Section::name);
+    let (section, mode) = if key.2 == NO_RULE {
+        ("–", "–")
+    } else {
+        (section, mode)
+    };
     let allow = match rule.counts.allow {
         Some(allow) => count(allow, theme.good, theme),
         // What is plainly allowed is told by nobody but whoever counts it.
@@ -222,7 +227,14 @@ fn who(times: &Times) -> String {
 }
 
 /// A verdict on one line.
-pub fn line(said: &Said, times: &Times, theme: &Theme) -> Line<'static> {
+fn line(said: &Said, times: &Times, theme: &Theme) -> Line<'static> {
+    let (mut spans, text) = front(said, times, theme);
+    spans.push(Span::styled(text, theme.text));
+    Line::from(spans)
+}
+
+/// A verdict: what was decided, and the rest of it.
+pub fn front(said: &Said, times: &Times, theme: &Theme) -> (Vec<Span<'static>>, String) {
     let (sign, word, style) = decided(said, theme);
     let mut text = said.operation.map_or("unknown", Operation::name).to_owned();
     if let Some(session) = &said.session {
@@ -235,14 +247,14 @@ pub fn line(said: &Said, times: &Times, theme: &Theme) -> Line<'static> {
         let _ = write!(text, " by \"{rule}\"");
     }
     let _ = write!(text, ", {}", who(times));
-    Line::from(vec![
+    let front = vec![
         Span::styled(format!(" {sign} {} ", fit(word, 10)), style),
         Span::styled(
             format!("{}× ", fit_right(&number(times.count), 4)),
             theme.dim,
         ),
-        Span::styled(text, theme.text),
-    ])
+    ];
+    (front, text)
 }
 
 fn explained(row: &Row<'_>, state: &State) -> Vec<String> {
@@ -372,25 +384,5 @@ fn verdict(said: &Said, times: &Times, state: &State) -> Vec<String> {
             .find(|written| Some(&written.name) == said.rule.as_ref())
     });
     lines.extend(written.into_iter().flat_map(says));
-    lines
-}
-
-/// A text in lines of so many columns, broken between words.
-fn wrap(text: &str, columns: usize) -> Vec<String> {
-    let mut lines = vec![String::new()];
-    for word in text.split(' ') {
-        let Some(line) = lines.last_mut() else {
-            return lines;
-        };
-        let width = Span::raw(line.as_str()).width() + Span::raw(word).width();
-        if line.is_empty() {
-            line.push_str(word);
-        } else if width < columns {
-            line.push(' ');
-            line.push_str(word);
-        } else {
-            lines.push(word.to_owned());
-        }
-    }
     lines
 }

@@ -67,7 +67,8 @@ pub fn page(view: &View, state: &State) -> usize {
 /// Draws it.
 pub fn draw(state: &State, view: &View, theme: &Theme, area: Rect, buffer: &mut Buffer) {
     let (table, details) = split(view, area);
-    put(buffer, table, 0, heading(&title(view), theme, table.width));
+    let wide = table.width - u16::from(table.width < area.width);
+    put(buffer, table, 0, heading(&title(view), theme, wide));
     let Some(update) = view.shown_update(state) else {
         let nothing = " Nothing is preserved.";
         put(buffer, table, 2, Line::styled(nothing, theme.dim));
@@ -376,7 +377,7 @@ fn details(row: &Row, update: &Update, state: &State, theme: &Theme) -> Vec<Line
             match session.sight {
                 Sight::Whole => "all of it, from its creation on",
                 Sight::Part => "in part: it was there before lu",
-                Sight::Doubtful => "in part: something was lost since",
+                Sight::Doubtful => "in part: lu did not see all since",
             }
             .to_owned(),
         ));

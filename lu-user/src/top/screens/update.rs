@@ -4,7 +4,7 @@ use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::text::{Line, Span};
 
-use super::{fit, fit_right, heading, many, number, put, time, uncertainty};
+use super::{fit, fit_right, heading, many, number, put, time, uncertainty, wrap};
 use crate::export::{duration, size};
 use crate::gate::{Condition, State as Met};
 use crate::timeline::{BlackoutStart, FileOutcome, Update};
@@ -22,7 +22,33 @@ const CELL: u16 = 26;
 /// A part of the screen.
 struct Section {
     title: String,
-    lines: Vec<Line<'static>>,
+    /// Each with what stands in front, and a text.
+    lines: Vec<(Vec<Span<'static>>, String)>,
+}
+
+/// How far the second line of a text stands to the right.
+const INDENT: usize = 3;
+
+impl Section {
+    /// Its lines, of so many columns: no text is cut off.
+    fn wrapped(self, theme: &Theme, columns: usize) -> Vec<Line<'static>> {
+        let mut lines = Vec::new();
+        for (mut front, text) in self.lines {
+            let used: usize = front.iter().map(Span::width).sum();
+            let texts = wrap(
+                &text,
+                columns.saturating_sub(used),
+                columns.saturating_sub(INDENT),
+            );
+            let mut texts = texts.into_iter();
+            front.push(Span::styled(texts.next().unwrap_or_default(), theme.text));
+            lines.push(Line::from(front));
+            lines.extend(
+                texts.map(|text| Line::styled(format!("{}{text}", " ".repeat(INDENT)), theme.text)),
+            );
+        }
+        lines
+    }
 }
 
 /// Draws it.
@@ -35,10 +61,10 @@ pub fn draw(state: &State, view: &View, theme: &Theme, area: Rect, buffer: &mut 
         let lines = (facts.steps.len() as u16).div_ceil(cells);
         if area.height >= lines + 14 {
             top.push(Line::default());
-            top.extend(list(facts, update, state, theme, cells, lines));
+            top.extend(list(facts, state, theme, cells, lines));
             top.push(Line::default());
         } else {
-            top.push(here(facts, update, state, theme));
+            top.push(here(facts, state, theme));
         }
         top.extend(dark(facts, update, theme, area.width));
         top.push(files(facts, theme));
@@ -87,22 +113,27 @@ fn stack(sections: Vec<Section>, theme: &Theme, area: Rect, buffer: &mut Buffer)
     let count = sections.len();
     for (number, section) in sections.into_iter().enumerate() {
         let fair = left / (count - number);
-        let wanted = section.lines.len() + 1;
+        let title = section.title.clone();
+        let lines = section.wrapped(theme, usize::from(area.width));
+        let wanted = lines.len() + 1;
         // The first is the one that matters most.
         let later = 2 * (count - number - 1);
         let room = fair.max(left.saturating_sub(later)).min(wanted).min(left);
         if room < 2 {
             break;
         }
-        put(buffer, area, at, heading(&section.title, theme, area.width));
-        let hidden = section.lines.len() - (room - 1);
+        put(buffer, area, at, heading(&title, theme, area.width));
+        let hidden = lines.len() - (room - 1);
         let shown = if hidden > 0 { room - 2 } else { room - 1 };
-        let total = section.lines.len();
-        for (line, text) in section.lines.into_iter().take(shown).enumerate() {
+        let total = lines.len();
+        for (line, text) in lines.into_iter().take(shown).enumerate() {
             put(buffer, area, at + 1 + line as u16, text);
         }
         if hidden > 0 {
-            let more = format!("   … and {} more", total - shown);
+            let more = format!(
+                "   … and {}",
+                many((total - shown) as u64, "line more", "lines more")
+            );
             put(
                 buffer,
                 area,
@@ -148,18 +179,13 @@ fn sign(step: &Step) -> &'static str {
 }
 
 /// How long it took, or takes already.
-fn took(step: &Step, update: &Update, state: &State) -> String {
+fn took(step: &Step, state: &State) -> String {
     match step.progress {
         // Where it ends is told by what comes next.
         Progress::Done if step.phase.is_none() => String::new(),
         Progress::Done => time(step.ns()),
         Progress::Now => {
-            let start = match step.name {
-                // What is seen of it is to the last preserve so far.
-                crate::timeline::PhaseName::Preserve => Some(update.began_ns),
-                _ => step.start_ns(),
-            };
-            let so_far = start.zip(state.now_ns);
+            let so_far = step.start_ns().zip(state.now_ns);
             so_far.map_or_else(String::new, |(start, now)| {
                 super::clock(now.saturating_sub(start))
             })
@@ -169,14 +195,7 @@ fn took(step: &Step, update: &Update, state: &State) -> String {
 }
 
 /// Each phase with its time, from above to below.
-fn list(
-    facts: &Facts,
-    update: &Update,
-    state: &State,
-    theme: &Theme,
-    cells: u16,
-    lines: u16,
-) -> Vec<Line<'static>> {
+fn list(facts: &Facts, state: &State, theme: &Theme, cells: u16, lines: u16) -> Vec<Line<'static>> {
     let line = |line: u16| {
         let mut spans = Vec::new();
         for cell in 0..cells {
@@ -192,7 +211,7 @@ fn list(
                 " {} {} {}",
                 sign(step),
                 fit(step.name.name(), 12),
-                fit_right(&took(step, update, state), 9),
+                fit_right(&took(step, state), 9),
             );
             spans.push(Span::styled(text, style));
             spans.push(Span::raw(" "));
@@ -203,7 +222,7 @@ fn list(
 }
 
 /// Where there is no room for all: the phase that goes on, and the next.
-fn here(facts: &Facts, update: &Update, state: &State, theme: &Theme) -> Line<'static> {
+fn here(facts: &Facts, state: &State, theme: &Theme) -> Line<'static> {
     let at = facts
         .steps
         .iter()
@@ -221,7 +240,7 @@ fn here(facts: &Facts, update: &Update, state: &State, theme: &Theme) -> Line<'s
     let step = &facts.steps[at];
     let mut spans = vec![
         Span::styled(
-            format!(" ▶ {} {}", step.name.name(), took(step, update, state)),
+            format!(" ▶ {} {}", step.name.name(), took(step, state)),
             theme.active,
         ),
         Span::styled(
@@ -360,23 +379,22 @@ fn files(facts: &Facts, theme: &Theme) -> Line<'static> {
 }
 
 fn attention(facts: &Facts, theme: &Theme) -> Section {
-    let mut lines: Vec<Line<'static>> = facts
-        .attention
-        .iter()
+    let front = |style, text: &str| vec![Span::styled(text.to_owned(), style)];
+    let listed = facts.attention.iter();
+    let mut lines: Vec<_> = listed
         .map(|one| {
-            Line::from(vec![
-                Span::styled(format!(" ! {} ", one.kind.name()), theme.bad),
-                Span::styled(one.text.clone(), theme.text),
-            ])
+            let kind = format!(" ! {} ", one.kind.name());
+            (front(theme.bad, &kind), one.text.clone())
         })
         .collect();
     let count = lines.len() as u64 + facts.attention_left_out;
     if facts.attention_left_out > 0 {
         let text = format!("   … and {} more", number(facts.attention_left_out));
-        lines.push(Line::styled(text, theme.dim));
+        lines.push((front(theme.dim, &text), String::new()));
     }
     let title = if count == 0 {
-        lines.push(Line::styled(" ✓ nothing needs attention", theme.good));
+        let text = " ✓ nothing needs attention";
+        lines.push((front(theme.good, text), String::new()));
         "Attention".to_owned()
     } else {
         format!("Attention ({count})")
@@ -396,11 +414,11 @@ fn gate(view: &View, theme: &Theme) -> Option<Section> {
         };
         let rule = condition.rule.as_ref();
         let rule = rule.map_or_else(String::new, |rule| format!("\"{rule}\" "));
-        Line::from(vec![
+        let front = vec![
             Span::styled(format!(" {sign} {} ", fit(word, 8)), style),
             Span::styled(format!("{} ", fit(condition.about, 9)), theme.dim),
-            Span::styled(format!("{rule}{}", condition.reason), theme.text),
-        ])
+        ];
+        (front, format!("{rule}{}", condition.reason))
     };
     // What holds it up comes first.
     let (mut lines, met): (Vec<_>, Vec<_>) = gate
@@ -430,7 +448,7 @@ fn verdicts(update: &Update, theme: &Theme) -> Option<Section> {
     all.sort_by_key(|(_, times)| std::cmp::Reverse(times.last_ns));
     let lines = all
         .iter()
-        .map(|(said, times)| super::policy::line(said, times, theme))
+        .map(|(said, times)| super::policy::front(said, times, theme))
         .collect();
     Some(Section {
         title: format!("Last verdicts ({})", all.len()),

@@ -274,7 +274,7 @@ fn name(
 }
 
 /// The blackout, as far as it has come.
-fn dark(view: &View, state: &State) -> Option<(u64, u64)> {
+pub fn dark(view: &View, state: &State) -> Option<(u64, u64)> {
     let facts = view.facts.as_ref()?;
     if let Some(blackout) = &facts.blackout {
         return Some((
