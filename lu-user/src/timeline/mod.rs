@@ -511,6 +511,7 @@ impl Timeline {
                 let name = self.names.of(record);
                 let session = self.outgoing.session_or_new(record.session(), || name);
                 session.freeze = Span::of(record);
+                self.outgoing.last_freeze_ns = Some(record.header.t_ns);
             }
             Kind::Preserve if done => self.preserve(record),
             Kind::Unpreserve if done => {
@@ -643,6 +644,9 @@ impl Timeline {
         let Some(token) = self.names.token(record) else {
             return;
         };
+        if kind == Kind::FileFreeze {
+            self.outgoing.last_freeze_ns = Some(record.header.t_ns);
+        }
         let name = self.names.of(record);
         let session = self
             .outgoing

@@ -273,6 +273,8 @@ pub struct Update {
     pub(super) is_partial: bool,
     /// In which of lu's watches the jump was seen, where the new kernel is watched from its first moment.
     pub(super) jumped_in: Option<u64>,
+    /// When the freeze of a file, or of a session as a whole, began that was seen last.
+    pub(super) last_freeze_ns: Option<u64>,
     /// The entry of the reboot(KEXEC) in which the freeze succeeded.
     pub(super) frozen_by_ns: Option<u64>,
     /// When the parts of the shutdown began.
@@ -505,7 +507,7 @@ impl Update {
         } else if let Some(kexec) = self.kexec {
             if self.has_phase(PhaseName::Freeze) && !kexec.freeze_failed {
                 PhaseName::Shutdown
-            } else if self.is_freezing(kexec.start_ns) {
+            } else if self.last_freeze_ns >= Some(kexec.start_ns) {
                 PhaseName::Freeze
             } else {
                 PhaseName::Reboot
@@ -514,15 +516,6 @@ impl Update {
             PhaseName::WaitReboot
         } else {
             PhaseName::Preserve
-        })
-    }
-
-    /// Whether a session has been frozen as a whole, or a file, since `since_ns`.
-    fn is_freezing(&self, since_ns: u64) -> bool {
-        let is_later = |freeze: Option<Span>| freeze.is_some_and(|it| it.start_ns >= since_ns);
-        self.sessions.values().any(|session| {
-            let mut files = session.files.values();
-            is_later(session.freeze) || files.any(|file| is_later(file.freeze))
         })
     }
 

@@ -8,7 +8,8 @@ use ratatui::crossterm::cursor::{Hide, Show};
 use ratatui::crossterm::event::{DisableBracketedPaste, EnableBracketedPaste};
 use ratatui::crossterm::execute;
 use ratatui::crossterm::terminal::{
-    self, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode, enable_raw_mode,
+    self, Clear, ClearType, EnterAlternateScreen, LeaveAlternateScreen, disable_raw_mode,
+    enable_raw_mode,
 };
 use ratatui::layout::Rect;
 use ratatui::{Terminal, TerminalOptions, Viewport};
@@ -59,8 +60,7 @@ impl Taken {
     /// What is drawn on, of the size that the terminal has now.
     pub fn screen(&mut self, size: (u16, u16)) -> io::Result<&mut Screen> {
         if self.size != size {
-            self.size = size;
-            self.screen.resize(Rect::new(0, 0, size.0, size.1))?;
+            self.begin(size)?;
         }
         Ok(&mut self.screen)
     }
@@ -76,9 +76,16 @@ impl Taken {
     pub fn resume(&mut self) -> io::Result<()> {
         TAKEN.store(false, Ordering::SeqCst);
         take()?;
-        self.size = size();
-        self.screen = screen(self.size)?;
-        self.screen.clear()
+        self.begin(size())
+    }
+
+    /// Begins with nothing on the screen. Where the cursor is is not asked for, as [`Terminal::clear`] does: the
+    /// answer would come to whoever reads the keys.
+    fn begin(&mut self, size: (u16, u16)) -> io::Result<()> {
+        execute!(stdout(), Clear(ClearType::All))?;
+        self.size = size;
+        self.screen = screen(size)?;
+        Ok(())
     }
 }
 

@@ -3,14 +3,19 @@
 mod recordings;
 
 use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::sync::mpsc::Receiver;
 
 use lu_common::event::Record;
-use lu_user::export::Entry;
+use lu_user::export::{Entry, Report};
 use lu_user::gate::Machine;
+use lu_user::journal::{Journal, Retention};
+use lu_user::timeline::{PhaseName, Update};
 use lu_user::top::app;
 use lu_user::top::screens::draw;
+use lu_user::top::source::{Command, Replay};
 use lu_user::top::theme::Name;
-use lu_user::top::{Message, Screen, State, View, text};
+use lu_user::top::{Message, Playing, Screen, State, View, json, svg, text};
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::buffer::Buffer;
@@ -108,7 +113,7 @@ fn every_screen_shows_every_state_in_every_size() {
                 // The most that can be seen of a file.
                 view.details = screen == Screen::Sessions && name == "restore";
                 view.settle(&state);
-                all.push_str(&format!("=== {}\n", screen.title()));
+                let _ = writeln!(all, "=== {}", screen.title());
                 all.push_str(&lines(&drawn(&state, &view)));
             }
             insta::assert_snapshot!(format!("{name}-{}x{}", size.0, size.1), all);
@@ -279,6 +284,115 @@ fn press(code: KeyCode, view: &mut View, state: &State) {
         view.apply(action, state);
     }
     view.settle(state);
+}
+
+/// A journal with a recording in it.
+fn journal(tape: &recordings::Tape) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut journal = Journal::open(folder.path(), Retention::default()).expect("made");
+    journal.push(&tape.records).expect("written");
+    journal.settle().expect("written");
+    folder
+}
+
+/// Takes in what a player says until it waits, and returns how it does.
+fn heard(events: &Receiver<app::Event>, state: &mut State) -> Playing {
+    loop {
+        let event = events.recv().expect("it plays");
+        let app::Event::Source(message) = event else {
+            panic!("only the player speaks");
+        };
+        state.take(message);
+        if let Some(playing) = state.playing.take() {
+            return playing;
+        }
+    }
+}
+
+#[test]
+fn a_recording_is_played_paused_stepped_and_goes_to_each_phase_and_back() {
+    use PhaseName::{Finish, Freeze, Reboot, Restore, Shutdown, Userspace};
+    let tape = recordings::whole(&recordings::FEW);
+    let folder = journal(&tape);
+    let replay = Replay::open(folder.path(), None).expect("a recording");
+    let of = tape.records.len() as u64;
+    let mut whole = State::new(String::new());
+    replay
+        .whole(|record| whole.take(Message::Records(vec![*record])))
+        .expect("read");
+    assert_eq!(whole.events.end(), state(&tape.records).events.end());
+    let (inbox, events) = app::inbox();
+    let player = replay.start(inbox);
+    let say = |command| player.send(command).expect("it listens");
+    let mut state = State::new(String::new());
+    say(Command::Toggle);
+    let mut playing = heard(&events, &mut state);
+    while !playing.is_paused {
+        playing = heard(&events, &mut state);
+    }
+    assert_eq!(playing.of, of);
+    let at = playing.at;
+    say(Command::Step);
+    playing = heard(&events, &mut state);
+    assert!(playing.is_paused && playing.at == at + 1, "{playing:?}");
+    say(Command::Faster);
+    assert_eq!(
+        heard(&events, &mut state).speed.to_bits(),
+        2.0_f64.to_bits()
+    );
+    let mut phases = Vec::new();
+    while playing.at < of {
+        say(Command::NextPhase);
+        playing = heard(&events, &mut state);
+        phases.extend(state.update(None).and_then(Update::stage));
+    }
+    phases.dedup();
+    let wanted = [Reboot, Freeze, Shutdown, Userspace, Restore, Finish];
+    assert_eq!(phases, wanted);
+    let report = |state: &State| state.update(None).map(Report::from);
+    assert_eq!(report(&state), report(&whole), "at its end it is the same");
+    say(Command::PreviousPhase);
+    let back = heard(&events, &mut state);
+    assert!(back.at < of, "{back:?}");
+    say(Command::PreviousPhase);
+    assert!(heard(&events, &mut state).at < back.at);
+}
+
+#[test]
+fn an_update_whose_records_are_gone_is_said_to_be_so() {
+    let folder = journal(&recordings::whole(&recordings::FEW));
+    assert!(Replay::open(folder.path(), Some(1)).is_ok());
+    let Err(error) = Replay::open(folder.path(), Some(7)) else {
+        panic!("there is no update 7");
+    };
+    assert!(
+        error.to_string().contains("lu report --update 7"),
+        "{error}"
+    );
+}
+
+#[test]
+fn json_tells_what_the_screen_has_and_the_picture_is_whole() {
+    for (name, tape) in recordings::all() {
+        let state = state(&tape.records);
+        for screen in Screen::ALL {
+            let view = view(screen, (80, 24), &state);
+            let document = json(&state, &view);
+            assert_eq!(document["schema"], "lu.top/1");
+            assert_eq!(document["update"].is_null(), name == "empty");
+            let picture = svg(&state, &view);
+            assert!(picture.starts_with("<svg ") && picture.ends_with("</svg>\n"));
+            assert_eq!(
+                picture.matches("<text ").count(),
+                picture.matches("</text>").count()
+            );
+        }
+        let sessions = json(&state, &view(Screen::Sessions, (80, 24), &state));
+        let files = sessions["rows"].as_array().expect("rows");
+        let files = files.iter().filter(|row| row["token"].is_number());
+        let owned = files.clone().filter(|row| row["owner"]["pid"].is_number());
+        assert_eq!(files.count(), owned.count(), "each has who preserved it");
+    }
 }
 
 /// xorshift64*: the same numbers everywhere.

@@ -403,10 +403,10 @@ pub fn all() -> Vec<(&'static str, Tape)> {
         tape.preserved(&FEW).entered().frozen_session(&FEW, 0);
         tape.of_file(Kind::FileFreeze, 30_000, 1, 1, -libc::EBUSY);
         tape.call(Kind::Freeze, 60_000, |record| {
-            record.header.ret = -libc::EBUSY
+            record.header.ret = -libc::EBUSY;
         });
         tape.call(Kind::Kexec, 3 * MS, |record| {
-            record.header.ret = -libc::EBUSY
+            record.header.ret = -libc::EBUSY;
         });
     });
     add("unclaimed", Tape::sessions(), &|tape| {
