@@ -12,8 +12,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use lu_common::event::Record;
 use lu_user::gate::Machine;
+use lu_user::journal::history::History;
 use lu_user::journal::read::Recording;
-use lu_user::journal::{self, Reader, clocks};
+use lu_user::journal::{self, clocks};
 use lu_user::orchestrator::{self, Orchestrator};
 use lu_user::policy::{self, Source};
 use lu_user::top::app::{self, Inbox, Options};
@@ -201,12 +202,10 @@ fn seed(state: &mut State, folder: &Path) -> Result<bool> {
     if !folder.is_dir() {
         return Ok(false);
     }
-    let reader = Reader::open(folder);
-    let last = match reader.entries(Some(1), None) {
-        Ok((entries, _)) => entries.first().map(|entry| entry.update),
-        Err(journal::Error::Empty(_)) => return Ok(false),
-        Err(error) => return Err(error.into()),
-    };
+    // What is wrong with the history is told on its screen.
+    let history = History::read(folder).ok().flatten();
+    let last = history.map(|history| history.last_number()).transpose()?;
+    let last = last.filter(|number| *number > 0);
     let recording = match Recording::open(folder, last) {
         Ok(recording) => recording,
         Err(journal::Error::Empty(_)) => return Ok(false),

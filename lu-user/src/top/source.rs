@@ -14,6 +14,7 @@ use super::app::Inbox;
 use super::rules::{Counts, Key};
 use crate::export::Entry;
 use crate::gate::Machine;
+use crate::journal::history::History;
 use crate::journal::read::Recording;
 use crate::journal::{self, Reader};
 use crate::timeline::clock::Axis;
@@ -351,11 +352,14 @@ impl Player<'_> {
             Command::NextPhase => {
                 let next = marks.iter().find(|(mark, _)| *mark >= self.at);
                 self.target = next.map_or(self.replay.of, |(mark, _)| mark + 1);
+                // A phase may take a few microseconds: whoever goes there wants to see it.
+                self.is_paused = true;
             }
             Command::PreviousPhase => {
                 // The one that begins with the last record is left for the one before.
                 let before = marks.partition_point(|(mark, _)| mark + 1 < self.at);
                 let mark = before.checked_sub(1).map_or(0, |at| marks[at].0);
+                self.is_paused = true;
                 return self.back_to(mark + 1);
             }
         }
@@ -389,9 +393,16 @@ impl Player<'_> {
 /// How many updates of the history are shown.
 const SHOWN: u64 = 1000;
 
-/// The updates of the journal in `folder`, newest first.
+/// The updates of the journal in `folder`, newest first. Of those that have ended its database knows; only without one
+/// the records are gone through.
 #[must_use]
 pub fn history(folder: &Path) -> Message {
+    if let Ok(Some(history)) = History::read(folder) {
+        return match history.entries(Some(SHOWN), None) {
+            Ok(entries) => Message::History(entries, None),
+            Err(error) => Message::History(Vec::new(), Some(error.to_string())),
+        };
+    }
     let reader = Reader::open(folder);
     let problem = reader.problem.as_ref().map(ToString::to_string);
     match reader.entries(Some(SHOWN), None) {
