@@ -7,7 +7,7 @@ use lu_common::policy::{Need, Standing, Text, TokenKey, Usage, need};
 use nix::errno::Errno;
 use serde::Serialize;
 
-use crate::export::{AttentionKind, Report, errno_name};
+use crate::export::{AttentionKind, attention, errno_name};
 use crate::policy::{Compiled, Mode, Says, Source};
 use crate::timeline::{FileOutcome, Session, Sight, Timeline, named};
 
@@ -15,20 +15,20 @@ use crate::timeline::{FileOutcome, Session, Sight, Timeline, named};
 pub const SCHEMA: &str = "lu.gate/1";
 
 /// What was found on the machine.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Machine {
     /// Whether the orchestrator is the kernel's.
     pub in_kernel: bool,
     /// Whether an image is loaded (`/sys/kernel/kexec_loaded`); `None`: that cannot be read.
     pub image_loaded: Option<bool>,
-    /// What became of an open of the device, which was closed at once.
-    pub opened: Result<(), Errno>,
+    /// What became of an open of the device, which was closed at once; `None`: nobody tried.
+    pub opened: Option<Result<(), Errno>>,
 }
 
 /// What is known of what is preserved.
-pub enum Journal {
-    /// `lu run` watches: it has noted the open of the device that was made just now.
-    Current(Box<Timeline>),
+pub enum Journal<'a> {
+    /// lu watches, and this is what it has seen.
+    Current(&'a Timeline),
     /// It does not, for this reason.
     Unknown(String),
 }
@@ -84,7 +84,11 @@ pub struct Gate {
 impl Gate {
     /// Holds everything that is asked for against what is known.
     #[must_use]
-    pub fn new(machine: &Machine, journal: &Journal, policy: Option<(&Source, &Compiled)>) -> Self {
+    pub fn new(
+        machine: &Machine,
+        journal: &Journal<'_>,
+        policy: Option<(&Source, &Compiled)>,
+    ) -> Self {
         let known = Known { machine, journal };
         let mut conditions = vec![known.image(), known.device()];
         conditions.extend(known.journal());
@@ -103,7 +107,7 @@ impl Gate {
 
 struct Known<'a> {
     machine: &'a Machine,
-    journal: &'a Journal,
+    journal: &'a Journal<'a>,
 }
 
 /// One that is always asked for: what is unknown is not ready.
@@ -131,13 +135,21 @@ impl Known<'_> {
 
     fn device(&self) -> Condition {
         let reason = match self.machine.opened {
-            Ok(()) => "the device can be opened".to_owned(),
-            Err(Errno::EBUSY) => "somebody has the device open (EBUSY)".to_owned(),
-            Err(errno) => {
+            Some(Ok(())) => "the device can be opened".to_owned(),
+            Some(Err(Errno::EBUSY)) => "somebody has the device open (EBUSY)".to_owned(),
+            Some(Err(errno)) => {
                 format!("the device cannot be opened: {}", errno_name(errno as i32))
             }
+            None => match self.timeline().and_then(Timeline::holder) {
+                Some(holder) => {
+                    let reason = format!("{} (pid {}) has it open", holder.comm, holder.pid);
+                    return always("device", Some(false), reason);
+                }
+                None => "nobody was seen to have it open, and it was not tried".to_owned(),
+            },
         };
-        always("device", Some(self.machine.opened.is_ok()), reason)
+        let is_free = self.machine.opened.map(|opened| opened.is_ok());
+        always("device", is_free, reason)
     }
 
     /// Whether lu watches, and what needs attention in the updates under way.
@@ -146,10 +158,10 @@ impl Known<'_> {
             Journal::Unknown(why) => return vec![always("journal", None, why.clone())],
             Journal::Current(timeline) => timeline,
         };
-        let mut all = vec![always("journal", Some(true), "lu run watches".to_owned())];
+        let mut all = vec![always("journal", Some(true), "lu watches".to_owned())];
         let under_way = timeline.updates().filter(|it| it.ended_ns.is_none());
         let told: Vec<Condition> = under_way
-            .flat_map(|update| Report::from(update).attention)
+            .flat_map(|update| attention::of(update).0)
             // A request that was refused did no harm, and whether the device is free is known.
             .filter(|one| !matches!(one.kind, AttentionKind::Denied | AttentionKind::DeviceBusy))
             .map(|one| {
@@ -227,7 +239,7 @@ impl Known<'_> {
 
     fn timeline(&self) -> Option<&Timeline> {
         match self.journal {
-            Journal::Current(timeline) => Some(timeline),
+            Journal::Current(timeline) => Some(*timeline),
             Journal::Unknown(_) => None,
         }
     }
@@ -278,9 +290,10 @@ impl Standing for Known<'_> {
 
     fn is_device_free(&self) -> Option<bool> {
         match self.machine.opened {
-            Ok(()) => Some(true),
-            Err(Errno::EBUSY) => Some(false),
-            Err(_) => None,
+            Some(Ok(())) => Some(true),
+            Some(Err(Errno::EBUSY)) => Some(false),
+            Some(Err(_)) => None,
+            None => self.timeline()?.holder().map(|_| false),
         }
     }
 
@@ -294,9 +307,9 @@ impl Standing for Known<'_> {
 
     fn is_no_session_lost(&self) -> Option<bool> {
         let outgoing = self.timeline()?.outgoing();
-        let report = Report::from(outgoing);
         let is_dropped = |kind| kind == AttentionKind::Dropped;
-        if report.attention.iter().any(|one| is_dropped(one.kind)) {
+        let (attention, _) = attention::of(outgoing);
+        if attention.iter().any(|one| is_dropped(one.kind)) {
             return Some(false);
         }
         let whole = outgoing

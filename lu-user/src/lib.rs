@@ -18,3 +18,4 @@ pub mod preserved;
 pub mod reboot_cpu;
 pub mod socket;
 pub mod timeline;
+pub mod top;

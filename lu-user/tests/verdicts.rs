@@ -241,7 +241,7 @@ fn held(story: &Story) -> (bool, Vec<(String, State, bool)>) {
     let compiled = policy::compile(&source, &policy::Machine).expect("a policy");
     let gate = Gate::new(
         &ready(),
-        &Journal::Current(Box::new(story.timeline.clone())),
+        &Journal::Current(&story.timeline),
         Some((&source, &compiled)),
     );
     let of_policy = gate
@@ -256,7 +256,7 @@ fn ready() -> Machine {
     Machine {
         in_kernel: true,
         image_loaded: Some(true),
-        opened: Ok(()),
+        opened: Some(Ok(())),
     }
 }
 
@@ -324,8 +324,9 @@ fn the_gate_always_asks_for_image_device_journal_and_attention() {
         let not_ready = gate.conditions.iter().filter(|one| !one.ready);
         not_ready.map(|one| one.about).collect::<Vec<_>>()
     };
-    let quiet = Journal::Current(Box::default());
-    let gate = |machine: &Machine, journal: &Journal| Gate::new(machine, journal, None);
+    let nothing = Timeline::new();
+    let quiet = Journal::Current(&nothing);
+    let gate = |machine: &Machine, journal: &Journal<'_>| Gate::new(machine, journal, None);
     assert!(gate(&ready(), &quiet).ready);
     for (image_loaded, opened, wanted) in [
         (Some(false), Ok(()), vec!["image"]),
@@ -334,20 +335,29 @@ fn the_gate_always_asks_for_image_device_journal_and_attention() {
     ] {
         let machine = Machine {
             image_loaded,
-            opened,
+            opened: Some(opened),
             in_kernel: true,
         };
         assert_eq!(about(&gate(&machine, &quiet)), wanted);
     }
+    let untried = Machine {
+        opened: None,
+        ..ready()
+    };
+    assert_eq!(gate(&untried, &quiet).conditions[1].state, State::Unknown);
+    let mut held = Story::default();
+    held.push(Kind::Open, |_| {});
+    let held = gate(&untried, &Journal::Current(&held.timeline));
+    assert_eq!(held.conditions[1].state, State::NotMet);
     let unknown = Journal::Unknown("there is none".into());
     assert_eq!(about(&gate(&ready(), &unknown)), ["journal"]);
     let mut story = Story::default();
     story.created("vm-1").on(Kind::Preserve, "vm-1", Some(1));
     story.judged(Kind::Verdict, verdict(Operation::Create, Decision::Deny, 0));
-    let now = Journal::Current(Box::new(story.timeline.clone()));
+    let now = Journal::Current(&story.timeline);
     assert!(gate(&ready(), &now).ready, "a refusal does no harm");
     story.push(Kind::Freeze, |record| record.header.ret = -libc::EIO);
-    let now = Journal::Current(Box::new(story.timeline.clone()));
+    let now = Journal::Current(&story.timeline);
     let answer = gate(&ready(), &now);
     assert_eq!(about(&answer), ["attention"]);
     let reason = &answer.conditions[3].reason;

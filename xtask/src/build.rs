@@ -36,6 +36,12 @@ pub fn updates() -> Result<(PathBuf, PathBuf)> {
     Ok((lu()?, example))
 }
 
+/// The release binary and the example that draws frames of `lu top`.
+pub fn frames() -> Result<(PathBuf, PathBuf)> {
+    let example = built("--example", "frames")?;
+    Ok((lu()?, example))
+}
+
 /// The release binary for a machine that has no libraries.
 pub fn lu_static() -> Result<PathBuf> {
     sh::say("building lu (release, static)");

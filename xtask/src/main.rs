@@ -8,6 +8,7 @@ mod lab;
 mod setup;
 mod sh;
 mod test;
+mod top;
 
 use std::process::ExitCode;
 
@@ -37,6 +38,9 @@ enum Command {
         /// Print the report as one JSON document, and nothing else on standard output.
         #[arg(long)]
         json: bool,
+        /// Instead, drive `lu top` in tmux while the update runs, and print what it shows.
+        #[arg(long, conflicts_with = "json")]
+        top: bool,
     },
     /// Run every check and every test. Needs root for those against the machine.
     Test {
@@ -59,6 +63,12 @@ enum Bench {
         /// How many.
         #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u64).range(1..))]
         updates: u64,
+    },
+    /// How long `lu top` takes to draw a frame, and what it takes while nothing happens; beside btm (bottom).
+    Top {
+        /// How many files.
+        #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+        files: u64,
     },
     /// What a live update of many files takes in the lab, with lu and without it, in turns.
     Observe {
@@ -117,10 +127,19 @@ fn run(command: Command) -> Result<ExitCode> {
             setup::ensure(setup::For::Build)?;
             println!("{}", build::lu()?.display());
         }
-        Command::Demo { json } => {
-            setup::ensure(setup::For::Build)?;
+        Command::Demo { json, top } => {
+            let purpose = if top {
+                setup::For::Top
+            } else {
+                setup::For::Build
+            };
+            setup::ensure(purpose)?;
             let (lu, example) = build::demo()?;
-            demo::run(&lu, &example, json)?;
+            if top {
+                top::run(&lu, &example, true)?;
+            } else {
+                demo::run(&lu, &example, json)?;
+            }
         }
         Command::Test { no_skips } => {
             setup::ensure(setup::For::Test)?;
@@ -134,6 +153,12 @@ fn run(command: Command) -> Result<ExitCode> {
             setup::ensure(setup::For::Build)?;
             let (lu, example) = build::updates()?;
             bench::history(&lu, &example, updates)?;
+        }
+        Command::Bench(Bench::Top { files }) => {
+            setup::ensure(setup::For::Top)?;
+            let btm = setup::bottom()?;
+            let (lu, frames) = build::frames()?;
+            top::bench(&lu, &frames, &btm, files)?;
         }
         Command::Bench(Bench::Observe {
             sessions,

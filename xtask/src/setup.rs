@@ -25,6 +25,8 @@ pub enum For {
     Test,
     /// Running the benchmarks beside their peers too.
     Bench,
+    /// Showing `lu top` on a terminal too.
+    Top,
     /// Running the lab's virtual machines.
     Lab,
     /// A shell in one of them too.
@@ -52,7 +54,7 @@ impl Program {
     }
 }
 
-const PROGRAMS: [Program; 14] = [
+const PROGRAMS: [Program; 15] = [
     Program {
         name: "cc",
         package: "gcc libc6-dev",
@@ -61,10 +63,17 @@ const PROGRAMS: [Program; 14] = [
             For::Build,
             For::Test,
             For::Bench,
+            For::Top,
             For::Lab,
             For::LabShell,
             For::LabKernel,
         ],
+    },
+    Program {
+        name: "tmux",
+        package: "tmux",
+        why: "is the terminal on which lu top is driven by keys",
+        wanted: &[For::Test, For::Top],
     },
     Program {
         name: "objcopy",
@@ -328,6 +337,29 @@ fn debian_rust_src(place: &Path) -> Result<()> {
     sh::run_quietly(sh::command("cp").arg("-rL").arg(&library).arg(&arriving))?;
     fs::rename(&arriving, place.join("library"))?;
     Ok(())
+}
+
+/// The peer of `lu top`, built into the tools' folder where it is missing (some minutes).
+const BOTTOM: &str = "0.15.0";
+
+/// Where its program is.
+pub fn bottom() -> Result<PathBuf> {
+    let tools = tools()?;
+    let program = tools.join("bin/btm");
+    if !program.is_file() {
+        sh::say(&format!("building bottom {BOTTOM} (some minutes)"));
+        sh::run_quietly(
+            sh::command(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+                .args(["install", "bottom", "--locked", "--no-default-features"])
+                .args(["--version", BOTTOM])
+                .arg("--root")
+                .arg(&tools)
+                .arg("--target-dir")
+                .arg(tools.join("target")),
+        )?;
+        fs::remove_dir_all(tools.join("target"))?;
+    }
+    Ok(program)
 }
 
 fn bpf_linker() -> Result<()> {

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{build, demo, lab, sh};
+use crate::{build, demo, lab, sh, top};
 
 /// What all runners together said.
 #[derive(Default)]
@@ -66,6 +66,10 @@ pub fn run(no_skips: bool) -> Result<()> {
     tally.step("demo", |_| {
         let (lu, example) = build::demo()?;
         demo::check(&lu, &example)
+    });
+    tally.step("lu top on a terminal", |_| {
+        let (lu, example) = build::demo()?;
+        top::run(&lu, &example, false)
     });
     for test in &lab::tests::ALL {
         match lab::tests::obstacle()? {

@@ -13,6 +13,7 @@ use lu_user::gate::{Gate, Journal, Machine, State};
 use lu_user::journal::{self, Reader};
 use lu_user::orchestrator;
 use lu_user::policy::{self, Source};
+use lu_user::timeline::Timeline;
 use nix::errno::Errno;
 use nix::fcntl::{self, OFlag};
 use nix::sys::stat::Mode;
@@ -56,9 +57,13 @@ impl Args {
         let machine = Machine {
             in_kernel: orchestrator::in_kernel(),
             image_loaded: image_loaded(),
-            opened: open(),
+            opened: Some(open()),
         };
         let journal = journal(&self.journal);
+        let journal = match &journal {
+            Ok(timeline) => Journal::Current(timeline),
+            Err(why) => Journal::Unknown(why.clone()),
+        };
         let policy = policy.as_ref().map(|(source, compiled)| (source, compiled));
         let gate = Gate::new(&machine, &journal, policy);
         let mut out = std::io::stdout().lock();
@@ -73,7 +78,7 @@ impl Args {
 }
 
 /// `/sys/kernel/kexec_loaded`.
-fn image_loaded() -> Option<bool> {
+pub fn image_loaded() -> Option<bool> {
     let text = std::fs::read_to_string("/sys/kernel/kexec_loaded").ok()?;
     match text.trim() {
         "0" => Some(false),
@@ -90,7 +95,7 @@ fn open() -> Result<(), Errno> {
 
 /// What the journal knows, once it knows of our open of the device: whoever writes it is still there, and what
 /// happened before is in it.
-fn journal(folder: &Path) -> Journal {
+fn journal(folder: &Path) -> Result<Timeline, String> {
     let own = std::process::id();
     let deadline = Instant::now() + NOTED_WITHIN;
     loop {
@@ -100,10 +105,10 @@ fn journal(folder: &Path) -> Journal {
             noted |= is_open && record.has_task() && record.header.pid == own;
         });
         match timeline {
-            Err(error) => return Journal::Unknown(error.to_string()),
-            Ok((timeline, _)) if noted => return Journal::Current(Box::new(timeline)),
+            Err(error) => return Err(error.to_string()),
+            Ok((timeline, _)) if noted => return Ok(timeline),
             Ok(_) if Instant::now() > deadline => {
-                return Journal::Unknown(format!(
+                return Err(format!(
                     "no `lu run --journal {}` watches: it has not noted that the device was opened just now",
                     folder.display()
                 ));

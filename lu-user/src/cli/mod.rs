@@ -14,6 +14,7 @@ mod report;
 mod run;
 mod socket;
 mod stop;
+mod top;
 mod trace;
 mod watch;
 
@@ -32,6 +33,7 @@ use clap::{Parser, Subcommand};
                   It brings an emulated orchestrator for machines that have none.",
     after_help = "Examples:\n  \
                   lu doctor                         what this machine allows\n  \
+                  lu top                            a live update, as it happens\n  \
                   lu trace                          a line for each event, until Ctrl-C\n  \
                   lu run --journal /var/lib/lu      record live updates\n  \
                   lu report --journal /var/lib/lu   the last one, as a waterfall\n  \
@@ -58,6 +60,7 @@ enum Command {
     Canary(canary::Args),
     Policy(policy::Args),
     Ctl(ctl::Args),
+    Top(Box<top::Args>),
 }
 
 /// Runs the command line. Exit status: 0 done, 1 failed, 2 wrong usage, or a policy with errors; `doctor`, `gate` and `emulate` say
@@ -78,6 +81,7 @@ pub fn main() -> ExitCode {
         Command::Canary(args) => args.run(),
         Command::Policy(args) => args.run(),
         Command::Ctl(args) => args.run(),
+        Command::Top(args) => args.run(),
     };
     done.unwrap_or_else(|error| {
         // A reader that has had enough (`lu trace | head`) is no failure.

@@ -76,6 +76,10 @@ pub trait Sink {
     }
     /// Somebody has asked; what was lost so far, where that can be read.
     fn answer(&mut self, _losses: Option<Losses>) {}
+    /// Nothing more is printed from here on, and the privileges are gone.
+    fn ready(&mut self) -> Result<()> {
+        Ok(())
+    }
     /// One record, in order.
     fn record(&mut self, record: &Record) -> Result<()>;
     /// No more records are there at the moment.
@@ -135,6 +139,7 @@ impl Watch {
         say_coverage(&attached, &orchestrators);
         give_up_privileges(can_reload)?;
         let asked = sink.serve();
+        sink.ready()?;
         let mut collector = Collector::new(attached).context("cannot wait for events")?;
         if let Some(verdicts) = verdicts {
             collector
@@ -308,7 +313,7 @@ fn say_coverage(attached: &Attached, orchestrators: &[Orchestrator]) {
 
 /// The hooks are attached and the buffer is mapped: nothing that follows needs a privilege, but to put another
 /// policy in force.
-fn give_up_privileges(keeps_policy: bool) -> Result<()> {
+pub fn give_up_privileges(keeps_policy: bool) -> Result<()> {
     let kept: CapsHashSet = keeps_policy
         .then_some(Capability::CAP_BPF)
         .into_iter()

@@ -116,7 +116,7 @@ impl AttentionJson {
 }
 
 /// Everything, the most serious first; and how much more there is than is listed.
-pub(super) fn of(update: &Update) -> (Vec<AttentionJson>, u64) {
+pub(crate) fn of(update: &Update) -> (Vec<AttentionJson>, u64) {
     let mut all = Vec::new();
     sessions(update, &mut all);
     failures(update, &mut all);

@@ -1,6 +1,6 @@
 //! What leaves lu: a report in its forms, a list of updates, a line for each event.
 
-mod attention;
+pub(crate) mod attention;
 mod history;
 mod html;
 mod in_force;

@@ -255,3 +255,40 @@ impl Snapshot {
         segment::numbered(&self.segments, each).map(drop)
     }
 }
+
+/// The files of a journal that tell of one update, or all of them, to be played as often as somebody likes.
+pub struct Recording {
+    segments: Vec<Segment>,
+}
+
+impl Recording {
+    /// Of everything that the journal in `folder` has; with a number, from the newest file on from which that
+    /// update can be told whole.
+    pub fn open(folder: &Path, update: Option<u64>) -> Result<Self, Error> {
+        let mut segments = segment::list(folder)?;
+        if segments.is_empty() {
+            return Err(Error::Empty(folder.into()));
+        }
+        if let Some(number) = update {
+            let is_before = |segment: &Segment| segment.quiet_after().is_some_and(|it| it < number);
+            let from = segments.iter().rposition(is_before);
+            segments.drain(..from.unwrap_or(0));
+        }
+        Ok(Self { segments })
+    }
+
+    /// The timeline to play it into: its updates get the numbers that they always had.
+    #[must_use]
+    pub fn timeline(&self) -> Timeline {
+        Timeline::after(self.segments.first().map_or(0, Segment::updates))
+    }
+
+    /// Hands every record to `each`, oldest first, until it has had enough. Returns the files whose last record was
+    /// cut short, as far as it came.
+    pub fn play(
+        &self,
+        each: impl FnMut(&Record) -> ControlFlow<()>,
+    ) -> Result<Vec<PathBuf>, Error> {
+        segment::play(&self.segments, each)
+    }
+}

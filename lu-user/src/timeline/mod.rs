@@ -7,6 +7,7 @@ mod canary;
 pub mod clock;
 mod handover;
 mod names;
+mod owner;
 mod phases;
 mod trouble;
 mod update;
@@ -22,6 +23,7 @@ pub use canary::{CANARY, Darkness};
 pub use handover::Handover;
 pub(crate) use names::named;
 pub use names::{Names, shown};
+pub use owner::{Owner, OwnerId, Owners};
 pub use phases::{Blackout, BlackoutStart, Part, PartName, Phase, PhaseName, Stretch};
 pub use trouble::{Caller, Failed, Failure, FileStep, Refusal, Refused, Troubles};
 pub use update::{
@@ -159,6 +161,25 @@ impl Timeline {
             .as_ref()
             .or_else(|| self.past.back())
             .or_else(|| self.updates().next_back())
+    }
+
+    /// The names that were seen.
+    #[must_use]
+    pub const fn names(&self) -> &Names {
+        &self.names
+    }
+
+    /// Who has opened the device and not closed it, as far as that was seen.
+    #[must_use]
+    pub const fn holder(&self) -> Option<&Caller> {
+        self.holder.as_ref()
+    }
+
+    /// A time of the running kernel's `CLOCK_MONOTONIC`, in nanoseconds, on the axis of the updates' times (see
+    /// [`Stretch`]).
+    #[must_use]
+    pub const fn at(&self, t_ns: u64) -> u64 {
+        self.axis.at(t_ns)
     }
 
     /// How many events were seen in all, and how many were lost.
@@ -495,6 +516,7 @@ impl Timeline {
                 let name = self.names.of(record);
                 let session = self.outgoing.session_or_new(record.session(), || name);
                 session.freeze = Span::of(record);
+                self.outgoing.last_freeze_ns = Some(record.header.t_ns);
             }
             Kind::Preserve if done => self.preserve(record),
             Kind::Unpreserve if done => {
@@ -581,6 +603,7 @@ impl Timeline {
     fn preserve(&mut self, record: &Record) {
         let Some(token) = record.token() else { return };
         let name = self.names.of(record);
+        let owner = self.outgoing.owners.of(record);
         let session = self.outgoing.session_or_new(record.session(), || name);
         let own = session.is_own();
         session.files.insert(
@@ -588,6 +611,7 @@ impl Timeline {
             FileSpan {
                 kind: record.file_kind(),
                 bytes: record.bytes(),
+                owner,
                 preserve: Span::of(record),
                 ..FileSpan::default()
             },
@@ -625,6 +649,9 @@ impl Timeline {
         let Some(token) = self.names.token(record) else {
             return;
         };
+        if kind == Kind::FileFreeze {
+            self.outgoing.last_freeze_ns = Some(record.header.t_ns);
+        }
         let name = self.names.of(record);
         let session = self
             .outgoing

@@ -365,11 +365,11 @@ impl Update {
         self.beyond_kexec && !self.emulated && self.crossing.is_none() && !self.is_partial
     }
 
-    /// The blackout, to the end of the last restore. `None` until the update is finished or every file is
-    /// restored, and where either end was not seen or no clock spans both.
+    /// What the blackout began with, and when, in nanoseconds (see [`Stretch`]); `None` before, and where that was
+    /// not seen.
     #[must_use]
-    pub fn blackout(&self) -> Option<Blackout> {
-        let (from, start_ns) = match self.interface? {
+    pub fn dark_since(&self) -> Option<(BlackoutStart, u64)> {
+        Some(match self.interface? {
             Interface::V3 => (
                 BlackoutStart::Freeze,
                 self.phase(PhaseName::Freeze)?.start_ns,
@@ -379,7 +379,14 @@ impl Update {
                 self.frozen_by_ns
                     .or(self.kexec.map(|kexec| kexec.start_ns))?,
             ),
-        };
+        })
+    }
+
+    /// The blackout, to the end of the last restore. `None` until the update is finished or every file is
+    /// restored, and where either end was not seen or no clock spans both.
+    #[must_use]
+    pub fn blackout(&self) -> Option<Blackout> {
+        let (from, start_ns) = self.dark_since()?;
         let restore = self.phase(PhaseName::Restore)?;
         let mut files = self.files().filter(|(session, ..)| !session.is_own());
         let is_known = files.all(|(_, _, file)| match file.outcome {

@@ -8,6 +8,7 @@ use lu_common::uapi::Interface;
 use super::clock::Crossing;
 use super::handover::Handover;
 use super::names::named;
+use super::owner::{OwnerId, Owners};
 use super::phases::{PartName, PhaseName};
 use super::trouble::{Caller, Troubles};
 use super::verdicts::Verdicts;
@@ -96,6 +97,8 @@ pub struct FileSpan {
     pub kind: Option<FileKind>,
     /// Its size, in bytes, as last seen.
     pub bytes: Option<u64>,
+    /// Who preserved it, see [`Update::owners`].
+    pub owner: Option<OwnerId>,
     /// In `luo_register_file` (v3) or `luo_preserve_file` (sessions).
     pub preserve: Option<Span>,
     /// In its prepare callback.
@@ -239,6 +242,8 @@ pub struct Update {
     pub ended_ns: Option<u64>,
     /// Its sessions, in the order of their creation. v3's flat space is one.
     pub sessions: BTreeMap<u64, Session>,
+    /// Who preserved its files.
+    pub owners: Owners,
     /// How many sessions were closed before the kexec and are forgotten, because there were too many.
     pub forgotten_sessions: u64,
     /// Failed system calls: how often which operation failed with which errno.
@@ -268,6 +273,8 @@ pub struct Update {
     pub(super) is_partial: bool,
     /// In which of lu's watches the jump was seen, where the new kernel is watched from its first moment.
     pub(super) jumped_in: Option<u64>,
+    /// When the freeze of a file, or of a session as a whole, began that was seen last.
+    pub(super) last_freeze_ns: Option<u64>,
     /// The entry of the reboot(KEXEC) in which the freeze succeeded.
     pub(super) frozen_by_ns: Option<u64>,
     /// When the parts of the shutdown began.
@@ -427,6 +434,7 @@ impl Update {
         let mut next = Self {
             current: self.current.clone(),
             next_session: self.next_session,
+            owners: self.owners.clone(),
             ..Self::default()
         };
         for (key, session) in &self.sessions {
@@ -479,6 +487,38 @@ impl Update {
         self.beyond_kexec
     }
 
+    /// The phase that it is in, as far as was seen; `None` once it has ended. What only follows from the files
+    /// (that all are restored) is left to whoever looks at them.
+    #[must_use]
+    pub fn stage(&self) -> Option<PhaseName> {
+        if self.ended_ns.is_some() || !self.has_begun() {
+            return None;
+        }
+        Some(if self.beyond_kexec {
+            if self.has_phase(PhaseName::Finish) {
+                PhaseName::Finish
+            } else if self.has_phase(PhaseName::Restore) {
+                PhaseName::Restore
+            } else if self.booted_ns.is_some() {
+                PhaseName::Userspace
+            } else {
+                PhaseName::Boot
+            }
+        } else if let Some(kexec) = self.kexec {
+            if self.has_phase(PhaseName::Freeze) && !kexec.freeze_failed {
+                PhaseName::Shutdown
+            } else if self.last_freeze_ns >= Some(kexec.start_ns) {
+                PhaseName::Freeze
+            } else {
+                PhaseName::Reboot
+            }
+        } else if self.has_phase(PhaseName::Prepare) {
+            PhaseName::WaitReboot
+        } else {
+            PhaseName::Preserve
+        })
+    }
+
     /// When the new kernel's orchestrator started; where no probe sees that, its first process.
     #[must_use]
     pub const fn booted_ns(&self) -> Option<u64> {
@@ -510,5 +550,16 @@ impl Update {
             }
             _ => self.set_phase(name, record),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_million_files_fit_into_memory() {
+        // A node of the tree has eleven of them, and at the worst half are used.
+        assert_eq!(size_of::<FileSpan>(), 120);
     }
 }

@@ -899,7 +899,7 @@ fn gate() -> Outcome {
             2,
             [
                 "1\nready".to_owned(),
-                "met               journal   lu run watches".to_owned(),
+                "met               journal   lu watches".to_owned(),
                 format!("met               require   {memory}"),
                 format!("met               gate      {free}"),
             ],
