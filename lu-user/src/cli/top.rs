@@ -36,6 +36,10 @@ use super::watch::{Sink, Watch, give_up_privileges};
 #[command(
     after_help = "Examples:\n  lu top\n  lu top --policy /etc/lu/policy.toml\n  lu top --update 3                        an update of the journal, again\n  lu top --replay /tmp/journal             a journal from elsewhere\n  lu top --once --screen sessions --filter state:failed --json | jq '.rows[]'"
 )]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is a flag of the command line"
+)]
 pub struct Args {
     /// Where the journal of `lu run` is: past updates, and what is under way.
     #[arg(long, value_name = "DIR", default_value = journal::FOLDER)]
