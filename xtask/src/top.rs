@@ -86,6 +86,17 @@ impl Tmux {
         }
     }
 
+    /// Waits until the terminal has a title, and returns what is on the screen.
+    pub fn titled(&self, title: &str) -> Result<String> {
+        let asked = ["display-message", "-t", "lu", "-p", "#{pane_title}"];
+        let is_titled = || {
+            let found = sh::read(&mut self.command(&asked));
+            Ok(found.is_ok_and(|found| found == title).then_some(()))
+        };
+        wait_until("the terminal's title", is_titled)?;
+        self.seen()
+    }
+
     /// Starts `lu top` from the shell, with the settings of the terminal written down before and after. Returns
     /// its process's id.
     pub fn start(&self, lu: &Path, arguments: &str) -> Result<u32> {

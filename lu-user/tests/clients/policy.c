@@ -3,6 +3,7 @@
  * open | create NAME | retrieve NAME | preserve NAME TOKEN KIND BYTES | restore NAME TOKEN | finish NAME | close NAME
  * receive NAME (a child gets the session by a socket) | getfd NAME (it takes it by pidfd_getfd)
  * load FILE (kexec_file_load) | kexec
+ * screen (lu top on the serial console, for five seconds)
  * uid N | gid N (the effective one) | cgroup FOLDER (made, and entered)
  * exec FILE (which does the rest; what was open is closed) | fork (a child does the rest, and ends)
  * spoil FILE (it has an error from now on) | wait (a second) | reload (lu run gets SIGHUP) | stay (a child holds what is held, for ever, and the rest is left out)
@@ -110,6 +111,26 @@ static long reload(void)
 	return found ? 0 : -ESRCH;
 }
 
+static long screen(void)
+{
+	int status;
+	pid_t top = fork();
+	if (!top) {
+		int console = open("/dev/ttyS0", O_RDWR);
+		for (int fd = 0; fd < 3; fd++)
+			dup2(console, fd);
+		setenv("TERM", "vt100", 1);
+		setenv("COLUMNS", "100", 1);
+		setenv("LINES", "30", 1);
+		execl("/bin/lu", "lu", "top", (char *)0);
+		_exit(127);
+	}
+	sleep(5);
+	kill(top, SIGTERM);
+	waitpid(top, &status, 0);
+	return WIFEXITED(status) && !WEXITSTATUS(status) ? 0 : -ECHILD;
+}
+
 static long step(int n, char **w)
 {
 	if (!strcmp(w[0], "open")) {
@@ -168,6 +189,8 @@ static long step(int n, char **w)
 		close(spoilt);
 		return ret;
 	}
+	if (!strcmp(w[0], "screen"))
+		return screen();
 	if (!strcmp(w[0], "wait"))
 		return sleep(1);
 	if (!strcmp(w[0], "reload"))

@@ -17,7 +17,7 @@ use super::protocol::{INITRD, KERNEL, PLAN, Plan};
 use crate::sh;
 
 /// The folders that the kernel and init expect.
-const FOLDERS: [&str; 5] = ["dev", "proc", "sys", "bin", "modules"];
+const FOLDERS: [&str; 6] = ["dev", "proc", "sys", "bin", "modules", "run"];
 
 /// A file for the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -17,6 +17,7 @@ mod policy;
 mod protocol;
 mod selftests;
 pub mod tests;
+mod top;
 
 use std::fs::{self, File};
 use std::io::Write as _;

@@ -10,7 +10,9 @@ use serde_json::Value;
 use super::machine::{Moment, PowerCut};
 use super::protocol::Step;
 use super::selftests::{self, Tap};
-use super::{Include, Kernel, Outcome, Run, attacks, canary, enforced, kernel, observe, policy};
+use super::{
+    Include, Kernel, Outcome, Run, attacks, canary, enforced, kernel, observe, policy, top,
+};
 use crate::{setup, sh};
 
 /// One test.
@@ -22,7 +24,7 @@ pub struct Test {
 }
 
 /// All of them.
-pub const ALL: [Test; 20] = [
+pub const ALL: [Test; 21] = [
     Test {
         name: "lab: a live update across a real kexec",
         run: live_update,
@@ -94,6 +96,10 @@ pub const ALL: [Test; 20] = [
     Test {
         name: "lab: the kernel's own selftests under a policy that allows them",
         run: attacks::selftests,
+    },
+    Test {
+        name: "lab: lu top on the serial console, before a kexec and after it",
+        run: top::console,
     },
     Test {
         name: "lab: doctor on a kernel with an orchestrator",
