@@ -351,6 +351,8 @@ fn owners() -> Outcome {
                 .is_some_and(|said| said.contains("lu run is gone")) => {}
         ended => return Err(format!("lu run was killed, and the trace said {ended:?}").into()),
     }
+    // The kernel takes its time to close all that it had: until then the socket is in use.
+    drop(watcher.background);
     expect(watcher.socket.exists(), || {
         "SIGKILL leaves no socket".to_owned()
     })?;
