@@ -119,3 +119,13 @@ fn rendered(error: &lu_user::policy::Error) -> String {
 fn columns() -> usize {
     terminal_size::terminal_size().map_or(100, |(width, _)| usize::from(width.0))
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn no_two_arguments_of_a_command_are_called_the_same() {
+        super::Lu::command().debug_assert();
+    }
+}

@@ -25,7 +25,7 @@ use lu_user::socket::Status;
 use tokio::sync::Notify;
 
 use super::guard::Guard;
-use super::socket::{self, Socket};
+use super::socket::{Socket, SocketArgs};
 use super::trace::Printer;
 use super::watch::{Sink, Watch, tell};
 
@@ -75,7 +75,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = Rotation::default().keep)]
     audit_keep: u32,
     #[command(flatten)]
-    socket: socket::Args,
+    socket: SocketArgs,
     #[command(flatten)]
     watch: Watch,
 }

@@ -12,7 +12,7 @@ use nix::unistd::{Gid, Group};
 use tokio::sync::Notify;
 
 #[derive(clap::Args)]
-pub struct Args {
+pub struct SocketArgs {
     /// Where others can follow what is seen, as `lu trace --from-socket` does. It is root's, mode 0660; where it cannot be
     /// made lu says so and goes on without.
     #[arg(long, value_name = "PATH", default_value = socket::PATH)]
@@ -49,7 +49,7 @@ pub struct Socket {
 
 impl Socket {
     /// One that is still to be made.
-    pub fn new(args: &Args) -> Self {
+    pub fn new(args: &SocketArgs) -> Self {
         let wanted = (!args.no_socket).then(|| (args.socket.clone(), args.socket_group));
         Self {
             wanted,

@@ -29,7 +29,7 @@ pub fn trials() -> Vec<Trial> {
             crowd,
         ),
         trial(
-            "who_comes_in_the_middle_of_an_update_knows_what_the_journal_knows",
+            "who_comes_to_the_socket_in_the_middle_of_an_update_knows_what_the_journal_knows",
             in_the_middle,
         ),
         trial(
@@ -318,6 +318,10 @@ fn owners() -> Outcome {
         (about.mode(), about.uid(), about.gid()) == (0o140_660, 0, GROUP),
         || format!("mode {:o}, {}:{}", about.mode(), about.uid(), about.gid()),
     )?;
+    // Once it has answered, it has given up what it had.
+    let snapshot =
+        Client::connect(&watcher.socket)?.find(|it| matches!(it, Ok(Message::SnapshotEnd)));
+    snapshot.ok_or("no snapshot came")??;
     no_privileges(&watcher)?;
     fs::set_permissions(watcher.folder.path(), Permissions::from_mode(0o755))?;
     // What is built may be in a folder of root's alone.
@@ -347,6 +351,8 @@ fn owners() -> Outcome {
                 .is_some_and(|said| said.contains("lu run is gone")) => {}
         ended => return Err(format!("lu run was killed, and the trace said {ended:?}").into()),
     }
+    // The kernel takes its time to close all that it had: until then the socket is in use.
+    drop(watcher.background);
     expect(watcher.socket.exists(), || {
         "SIGKILL leaves no socket".to_owned()
     })?;
