@@ -174,9 +174,13 @@ impl Args {
         {
             view.size = (columns.0, lines.0);
         }
-        // JSON has sessions and files, whichever screen asks for them.
-        if self.theme.is_none() && !self.svg {
-            view.theme = theme::Name::Mono;
+        // The waterfall's document has the sessions and files too, which another screen lists.
+        if self.json && view.screen == Screen::Waterfall {
+            let filter = view.filter().to_owned();
+            view.screen = Screen::Sessions;
+            view.begin_filter(filter);
+            view.settle(&state);
+            view.screen = Screen::Waterfall;
         }
         view.settle(&state);
         let mut out = std::io::stdout().lock();

@@ -222,17 +222,34 @@ impl Rows {
             (Shape::Both, Some(_)) => Shape::Files,
             (shape, _) => shape,
         };
+        let column = wanted.sort.column;
+        let ranks = column.map_or_else(HashMap::new, |column| ranks(update, column, cgroups));
+        let mut keys = Vec::new();
         for (&key, session) in &update.sessions {
             if session.name.is_none() && session.files.is_empty() {
                 continue;
             }
-            rows.totals.insert(key, Total::of(session));
+            let total = Total::of(session);
+            rows.totals.insert(key, total);
+            let mut sorted_by = |file| {
+                if let Some(column) = column {
+                    keys.push(self::key(
+                        update,
+                        (key, session),
+                        file,
+                        total,
+                        column,
+                        &ranks,
+                    ));
+                }
+            };
             let at = rows.all.len();
             if shape != Shape::Files {
                 rows.all.push(Row {
                     session: key,
                     token: None,
                 });
+                sorted_by(None);
             }
             if shape != Shape::Sessions {
                 for (&token, file) in &session.files {
@@ -248,6 +265,7 @@ impl Rows {
                             session: key,
                             token: Some(token),
                         });
+                        sorted_by(Some((token, file)));
                     } else {
                         rows.hidden += 1;
                     }
@@ -261,77 +279,75 @@ impl Rows {
                     .filter
                     .meets(|field, value| session_has(session, field, value))
             {
-                rows.all.pop();
+                rows.all.truncate(at);
+                keys.truncate(at);
                 rows.hidden += 1;
             }
         }
-        if let Some(column) = wanted.sort.column {
-            rows.sort(update, column, wanted.sort.is_reversed, cgroups);
+        if column.is_some() {
+            rows.sort(keys, wanted.sort.is_reversed);
         } else if wanted.sort.is_reversed {
             rows.all.reverse();
         }
         rows
     }
 
-    /// Sorts by a column; what is unknown comes last, whichever way.
-    fn sort(
-        &mut self,
-        update: &Update,
-        column: Column,
-        is_reversed: bool,
-        cgroups: &HashMap<u64, String>,
-    ) {
-        let ranks = ranks(update, column, cgroups);
-        let keys = self
-            .all
-            .iter()
-            .map(|row| self.key(update, row, column, &ranks));
-        let mut keyed: Vec<(Option<u64>, u32)> = keys.zip(0..).collect();
-        // Behind all that is known.
+    /// Sorts by keys, one for each row; what is unknown comes last, whichever way.
+    fn sort(&mut self, keys: Vec<Option<u64>>, is_reversed: bool) {
+        let mut known = Vec::with_capacity(keys.len());
+        let mut unknown = Vec::new();
+        for (key, row) in keys.into_iter().zip(&self.all) {
+            match key {
+                Some(key) => known.push((key, known.len() as u32, *row)),
+                None => unknown.push(*row),
+            }
+        }
+        // Rows with the same key stay as they were.
         if is_reversed {
-            keyed.sort_unstable_by_key(|(key, at)| (key.is_none(), Reverse(*key), *at));
+            known.sort_unstable_by_key(|(key, at, _)| (Reverse(*key), *at));
         } else {
-            keyed.sort_unstable_by_key(|(key, at)| (key.is_none(), *key, *at));
+            known.sort_unstable_by_key(|(key, at, _)| (*key, *at));
         }
-        let sorted = keyed
-            .iter()
-            .filter_map(|(_, at)| self.all.get(*at as usize).copied());
-        self.all = sorted.collect();
+        self.all.clear();
+        self.all.extend(known.into_iter().map(|(.., row)| row));
+        self.all.append(&mut unknown);
     }
+}
 
-    fn key(
-        &self,
-        update: &Update,
-        row: &Row,
-        column: Column,
-        ranks: &HashMap<u64, u64>,
-    ) -> Option<u64> {
-        let (session, file) = row.of(update)?;
-        let ns = |span: Option<Span>| span.map(|span| span.ns());
-        match (column, file) {
-            (Column::Session, _) => ranks.get(&row.session).copied(),
-            (Column::Token, _) => row.token,
-            (Column::Kind, file) => Some(file?.kind? as u64),
-            (Column::Size, Some(file)) => file.bytes,
-            (Column::Size, None) => Some(self.totals.get(&row.session)?.bytes),
-            (Column::State, Some(file)) => Some(file.outcome as u64),
-            (Column::State, None) => Some(session.outcome as u64),
-            (Column::Preserve, file) => ns(file?.preserve),
-            (Column::Freeze, Some(file)) => ns(file.freeze),
-            (Column::Freeze, None) => ns(session.freeze),
-            (Column::Restore, Some(file)) => ns(file.restore),
-            (Column::Restore, None) => ns(session.retrieve),
-            // The oldest first is the longest age last.
-            (Column::Age, file) => Some(u64::MAX - file?.preserve?.start_ns),
-            (Column::Owner, file) => {
-                let owner = update.owners.get(file?.owner?)?;
-                ranks.get(&u64::from(owner.pid)).copied()
-            }
-            (Column::Cgroup, file) => {
-                let id = update.owners.get(file?.owner?)?.cgroup_id?;
-                ranks.get(&id).copied()
-            }
-        }
+/// By what a session is sorted, or one of its files.
+fn key(
+    update: &Update,
+    (number, session): (u64, &Session),
+    file: Option<(u64, &FileSpan)>,
+    total: Total,
+    column: Column,
+    ranks: &HashMap<u64, u64>,
+) -> Option<u64> {
+    let ns = |span: Option<Span>| span.map(|span| span.ns());
+    let Some((token, file)) = file else {
+        return match column {
+            Column::Session => ranks.get(&number).copied(),
+            Column::Size => Some(total.bytes),
+            Column::State => Some(session.outcome as u64),
+            Column::Freeze => ns(session.freeze),
+            Column::Restore => ns(session.retrieve),
+            _ => None,
+        };
+    };
+    let owner = || update.owners.get(file.owner?);
+    match column {
+        Column::Session => ranks.get(&number).copied(),
+        Column::Token => Some(token),
+        Column::Kind => Some(file.kind? as u64),
+        Column::Size => file.bytes,
+        Column::State => Some(file.outcome as u64),
+        Column::Preserve => ns(file.preserve),
+        Column::Freeze => ns(file.freeze),
+        Column::Restore => ns(file.restore),
+        // The oldest first is the longest age last.
+        Column::Age => Some(u64::MAX - file.preserve?.start_ns),
+        Column::Owner => ranks.get(&u64::from(owner()?.pid)).copied(),
+        Column::Cgroup => ranks.get(&owner()?.cgroup_id?).copied(),
     }
 }
 

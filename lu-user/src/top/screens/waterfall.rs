@@ -55,7 +55,13 @@ pub fn lines(view: &View, state: &State) -> Vec<Line> {
     }
     if view.longest {
         // A file's line is as long as its steps together, not as the time between them.
-        lines.sort_by_cached_key(|line| std::cmp::Reverse(took(line, view, update)));
+        // Looked up in their order, in which neighbours stand next to each other in memory too.
+        let mut keyed: Vec<_> = lines
+            .iter()
+            .map(|line| (std::cmp::Reverse(took(line, view, update)), *line))
+            .collect();
+        keyed.sort_by_key(|(took, _)| *took);
+        lines = keyed.into_iter().map(|(_, line)| line).collect();
     }
     lines
 }
