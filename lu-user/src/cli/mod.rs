@@ -1,6 +1,8 @@
 //! The command line: one file for each subcommand, which parses and prints.
 
 mod canary;
+mod check;
+mod config;
 mod ctl;
 mod doctor;
 mod emulate;
@@ -8,6 +10,8 @@ mod gate;
 mod guard;
 mod history;
 mod in_force;
+mod manager;
+mod pages;
 mod policy;
 mod report;
 mod run;
@@ -48,6 +52,7 @@ struct Lu {
 enum Command {
     Trace(trace::Args),
     Run(run::Args),
+    Config(config::Args),
     Report(report::Args),
     History(history::Args),
     Gate(gate::Args),
@@ -56,6 +61,8 @@ enum Command {
     Canary(canary::Args),
     Policy(policy::Args),
     Ctl(ctl::Args),
+    #[command(hide = true)]
+    Pages(pages::Args),
 }
 
 /// Runs the command line. Exit status: 0 done, 1 failed, 2 wrong usage, or a policy with errors; `doctor`, `gate` and `emulate` say
@@ -65,9 +72,11 @@ pub fn main() -> ExitCode {
         .format_timestamp(None)
         .format_target(false)
         .init();
-    let done = match Lu::parse().command {
+    let parsed = config::parse(std::env::args_os().collect());
+    let done = parsed.and_then(|(lu, settings)| match lu.command {
         Command::Trace(args) => args.run(),
-        Command::Run(args) => args.run(),
+        Command::Run(args) => args.run(settings),
+        Command::Config(args) => args.run(),
         Command::Report(args) => args.run(),
         Command::History(args) => args.run(),
         Command::Gate(args) => args.run(),
@@ -76,20 +85,33 @@ pub fn main() -> ExitCode {
         Command::Canary(args) => args.run(),
         Command::Policy(args) => args.run(),
         Command::Ctl(args) => args.run(),
-    };
+        Command::Pages(args) => args.run(),
+    });
     done.unwrap_or_else(|error| {
+        let error = match error.downcast::<clap::Error>() {
+            Ok(usage) => usage.exit(),
+            Err(error) => error,
+        };
         // A reader that has had enough (`lu trace | head`) is no failure.
         if is_broken_pipe(&error) {
             return ExitCode::SUCCESS;
         }
-        let mut causes = error.chain();
-        if let Some(refused) = causes.find_map(|cause| cause.downcast_ref()) {
-            eprintln!("{}", rendered(refused));
+        eprintln!("{}", told(&error));
+        if refused(&error).is_some() {
             return ExitCode::from(2);
         }
-        eprintln!("lu: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// The file with errors that it is about, if it is.
+fn refused(error: &anyhow::Error) -> Option<&lu_user::policy::Error> {
+    error.chain().find_map(|cause| cause.downcast_ref())
+}
+
+/// What an error looks like on standard error.
+fn told(error: &anyhow::Error) -> String {
+    refused(error).map_or_else(|| format!("lu: {error:#}"), rendered)
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -103,7 +125,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// The exit status where a request got through that was not the one that the policy judged.
 const TAMPERED: u8 = 3;
 
-/// What a policy's errors look like on standard error, with the places in its file.
+/// What a file's errors look like on standard error, with the places in its file.
 fn rendered(error: &lu_user::policy::Error) -> String {
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     error.render(colours)
