@@ -139,7 +139,8 @@ struct Load(Child);
 
 impl Drop for Load {
     fn drop(&mut self) {
-        let _ = kill(Pid::from_raw(self.0.id() as i32), Signal::SIGINT);
+        // It passes this on to its command; an interrupt it leaves to the terminal.
+        let _ = kill(Pid::from_raw(self.0.id() as i32), Signal::SIGTERM);
         let _ = self.0.wait();
     }
 }
