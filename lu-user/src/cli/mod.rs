@@ -1,5 +1,14 @@
 //! The command line: one file for each subcommand, which parses and prints.
 
+/// A line on standard error, in place of the standard library's macro, which panics where nobody reads it any more: in
+/// a shutdown the system's journal ends before us, and what we are there for comes after that.
+macro_rules! eprintln {
+    ($($what:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($what)*);
+    }};
+}
+
 mod canary;
 mod check;
 mod config;

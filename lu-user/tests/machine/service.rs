@@ -30,6 +30,7 @@ pub fn trials() -> Vec<Trial> {
             "at_sighup_the_configuration_is_read_again_and_what_cannot_change_is_told",
             reloaded,
         ),
+        trial("where_nobody_reads_what_it_says_it_goes_on", unread),
         trial(
             "a_typo_in_the_configuration_is_shown_at_its_place_and_nothing_starts",
             typo,
@@ -252,6 +253,21 @@ fn reloaded() -> Outcome {
         }
     }
     Ok(())
+}
+
+fn unread() -> Outcome {
+    let mut service = Service::start("", Duration::from_secs(30))?;
+    let ready = service.hears_news()?;
+    if !ready.starts_with("READY=1\n") {
+        return Err(ready.into());
+    }
+    drop(service.child.stderr.take());
+    // It has something to say.
+    fs::write(service.folder.path().join("lu.toml"), "typo = 1\n")?;
+    kill(service.pid(), Signal::SIGHUP)?;
+    service.hears_news()?;
+    expect(&service.hears_news()?, "READY=1\n")?;
+    service.stop().map(drop)
 }
 
 fn typo() -> Outcome {
