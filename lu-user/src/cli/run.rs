@@ -299,12 +299,13 @@ impl Run {
     fn hold(&mut self, found: Found) {
         let place = shown(found.place);
         if let Some(error) = found.bad.first() {
-            match &found.contents {
-                None => eprintln!("lu: what was recorded in {place} is lost: {error}"),
-                Some(_) => eprintln!(
+            if found.contents.is_none() {
+                eprintln!("lu: what was recorded in {place} is lost: {error}");
+            } else {
+                eprintln!(
                     "lu: {} pieces of what was recorded in {place} are lost, the first of them: {error}",
                     found.bad.len()
-                ),
+                );
             }
         }
         self.held.push_back(found);
