@@ -19,12 +19,13 @@ fn main() -> Result<()> {
         "big" => "bpfeb-unknown-none",
         _ => "bpfel-unknown-none",
     };
-    let flags = [
-        &format!("--cfg=bpf_target_arch=\"{arch}\""),
-        "-Ctarget-cpu=v3",
-        "-Cdebuginfo=2",
-        "-Clink-arg=--btf",
+    let mut flags = vec![
+        format!("--cfg=bpf_target_arch=\"{arch}\""),
+        "-Ctarget-cpu=v3".to_owned(),
+        "-Cdebuginfo=2".to_owned(),
+        "-Clink-arg=--btf".to_owned(),
     ];
+    flags.extend(placeless()?);
     let target_dir = out.join("bpf");
     let status = Command::new(env::var_os("CARGO").context("CARGO is not set")?)
         .current_dir(&source)
@@ -54,6 +55,25 @@ fn main() -> Result<()> {
     std::fs::copy(&built, &placed)
         .with_context(|| format!("cannot copy {} to {}", built.display(), placed.display()))?;
     Ok(())
+}
+
+/// Flags by which the programs' types name no path of this machine: the same source gives the same bytes anywhere.
+fn placeless() -> Result<Vec<String>> {
+    let rustc = env::var_os("RUSTC").context("RUSTC is not set")?;
+    let sysroot = Command::new(rustc).args(["--print", "sysroot"]).output()?;
+    let sysroot = String::from_utf8(sysroot.stdout)?;
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(env::var_os("HOME")?).join(".cargo")));
+    let places = [
+        (root.map(Path::to_path_buf), "/lu"),
+        (home, "/cargo"),
+        (Some(sysroot.trim().into()), "/rustc"),
+    ];
+    let flag = |(from, to): (Option<PathBuf>, &str)| {
+        Some(format!("--remap-path-prefix={}={to}", from?.display()))
+    };
+    Ok(places.into_iter().filter_map(flag).collect())
 }
 
 /// The path with the linker that `cargo xtask setup` built in front, so that a plain `cargo build`

@@ -122,6 +122,11 @@ impl Audit {
         })
     }
 
+    /// Keeps so much from now on.
+    pub const fn rotate_by(&mut self, rotation: Rotation) {
+        self.rotation = rotation;
+    }
+
     /// Takes in one record; what is not about a policy tells names and times alone. What cannot be written is
     /// counted, and told in the next line that can.
     pub fn push(&mut self, record: &Record) {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::{setup, sh};
 
@@ -88,13 +88,35 @@ fn linked_statically(command_and_target: &[&str], package: &str, name: &str) -> 
                 "CARGO_TARGET_{}_RUSTFLAGS",
                 host.to_uppercase().replace('-', "_")
             ),
-            "-Ctarget-feature=+crt-static",
+            format!("-Ctarget-feature=+crt-static {}", placeless()?),
         )
         // These would win over the line above.
         .env_remove("RUSTFLAGS")
         .env_remove("CARGO_ENCODED_RUSTFLAGS");
     command.args(command_and_target).args(["--target", &*host]);
     executable(command, package, name)
+}
+
+/// Flags by which no path of this machine is in a program: the same source gives the same bytes anywhere.
+fn placeless() -> Result<String> {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    let mut flags = vec![format!("--remap-path-prefix={}=/lu", sh::root().display())];
+    if let Some(home) = home {
+        flags.push(format!("--remap-path-prefix={}=/cargo", home.display()));
+    }
+    if let Some(target) = std::env::var_os("CARGO_TARGET_DIR") {
+        flags.push(format!(
+            "--remap-path-prefix={}=/lu/target",
+            PathBuf::from(target).display()
+        ));
+    }
+    ensure!(
+        !flags.iter().any(|flag| flag.contains(' ')),
+        "cargo cannot be told of a path with a space in it: {}",
+        flags.join(" ")
+    );
+    Ok(flags.join(" "))
 }
 
 /// One of lu's programs, for this machine.

@@ -4,12 +4,14 @@ mod bench;
 mod build;
 mod debian;
 mod demo;
+mod dist;
 mod lab;
 mod setup;
 mod sh;
 mod test;
 mod top;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
@@ -20,7 +22,7 @@ use clap::{Parser, Subcommand};
 #[command(
     name = "cargo xtask",
     about = "Set up, build, show and test lu",
-    after_help = "Examples:\n  cargo xtask demo          a whole live update on the emulated orchestrator\n  cargo xtask demo --json   the same, as one JSON document\n  cargo xtask test          formatting, lints and every test\n  cargo xtask lab run --out /tmp/lab   a real live update in a virtual machine"
+    after_help = "Examples:\n  cargo xtask demo          a whole live update on the emulated orchestrator\n  cargo xtask demo --json   the same, as one JSON document\n  cargo xtask dist          a tarball for hosts\n  cargo xtask test          formatting, lints and every test\n  cargo xtask lab run --out /tmp/lab   a real live update in a virtual machine"
 )]
 struct Args {
     #[command(subcommand)]
@@ -33,6 +35,13 @@ enum Command {
     Setup,
     /// Build `lu` (release profile) and print where it is.
     Build,
+    /// Pack what a host needs: lu (static), the unit, man pages, completions, a configuration and a policy to begin with,
+    /// licences, checksums. The same source gives the same bytes.
+    Dist {
+        /// Where the tarball is put.
+        #[arg(long, value_name = "DIR", default_value = "target/dist")]
+        out: PathBuf,
+    },
     /// Run a whole live update on the emulated orchestrator and show it. Needs root.
     Demo {
         /// Print the report as one JSON document, and nothing else on standard output.
@@ -126,6 +135,10 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Build => {
             setup::ensure(setup::For::Build)?;
             println!("{}", build::lu()?.display());
+        }
+        Command::Dist { out } => {
+            setup::ensure(setup::For::Build)?;
+            println!("{}", dist::run(&out)?.display());
         }
         Command::Demo { json, top } => {
             let purpose = if top {

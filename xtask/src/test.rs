@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{build, demo, lab, sh, top};
+use crate::{build, demo, dist, lab, sh, top};
 
 /// What all runners together said.
 #[derive(Default)]
@@ -71,6 +71,7 @@ pub fn run(no_skips: bool) -> Result<()> {
         let (lu, example) = build::demo()?;
         top::run(&lu, &example, false)
     });
+    tally.step("the tarball, where nothing else is", |_| dist::check());
     for test in &lab::tests::ALL {
         match lab::tests::obstacle()? {
             None => tally.step(test.name, |_| (test.run)()),

@@ -98,10 +98,7 @@ impl Guard {
         match reloaded {
             Ok(()) => self.say(),
             Err(error) => {
-                match error.downcast_ref() {
-                    Some(refused) => eprintln!("{}", super::rendered(refused)),
-                    None => eprintln!("lu: {error:#}"),
-                }
+                eprintln!("{}", super::told(&error));
                 eprintln!("lu: generation {} stays in force", self.generation);
             }
         }

@@ -1,6 +1,17 @@
 //! The command line: one file for each subcommand, which parses and prints.
 
+/// A line on standard error, in place of the standard library's macro, which panics where nobody reads it any more: in
+/// a shutdown the system's journal ends before us, and what we are there for comes after that.
+macro_rules! eprintln {
+    ($($what:tt)*) => {{
+        use std::io::Write as _;
+        let _ = writeln!(std::io::stderr(), $($what)*);
+    }};
+}
+
 mod canary;
+mod check;
+mod config;
 mod ctl;
 mod doctor;
 mod emulate;
@@ -9,6 +20,8 @@ mod gate;
 mod guard;
 mod history;
 mod in_force;
+mod manager;
+mod pages;
 mod policy;
 mod report;
 mod run;
@@ -52,6 +65,7 @@ struct Lu {
 enum Command {
     Trace(trace::Args),
     Run(run::Args),
+    Config(config::Args),
     Report(report::Args),
     History(history::Args),
     Gate(gate::Args),
@@ -61,6 +75,8 @@ enum Command {
     Policy(policy::Args),
     Ctl(ctl::Args),
     Top(Box<top::Args>),
+    #[command(hide = true)]
+    Pages(pages::Args),
 }
 
 /// Runs the command line. Exit status: 0 done, 1 failed, 2 wrong usage, or a policy with errors; `doctor`, `gate` and `emulate` say
@@ -70,9 +86,11 @@ pub fn main() -> ExitCode {
         .format_timestamp(None)
         .format_target(false)
         .init();
-    let done = match Lu::parse().command {
+    let parsed = config::parse(std::env::args_os().collect());
+    let done = parsed.and_then(|(lu, settings)| match lu.command {
         Command::Trace(args) => args.run(),
-        Command::Run(args) => args.run(),
+        Command::Run(args) => args.run(settings),
+        Command::Config(args) => args.run(),
         Command::Report(args) => args.run(),
         Command::History(args) => args.run(),
         Command::Gate(args) => args.run(),
@@ -82,20 +100,33 @@ pub fn main() -> ExitCode {
         Command::Policy(args) => args.run(),
         Command::Ctl(args) => args.run(),
         Command::Top(args) => args.run(),
-    };
+        Command::Pages(args) => args.run(),
+    });
     done.unwrap_or_else(|error| {
+        let error = match error.downcast::<clap::Error>() {
+            Ok(usage) => usage.exit(),
+            Err(error) => error,
+        };
         // A reader that has had enough (`lu trace | head`) is no failure.
         if is_broken_pipe(&error) {
             return ExitCode::SUCCESS;
         }
-        let mut causes = error.chain();
-        if let Some(refused) = causes.find_map(|cause| cause.downcast_ref()) {
-            eprintln!("{}", rendered(refused));
+        eprintln!("{}", told(&error));
+        if refused(&error).is_some() {
             return ExitCode::from(2);
         }
-        eprintln!("lu: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// The file with errors that it is about, if it is.
+fn refused(error: &anyhow::Error) -> Option<&lu_user::policy::Error> {
+    error.chain().find_map(|cause| cause.downcast_ref())
+}
+
+/// What an error looks like on standard error.
+fn told(error: &anyhow::Error) -> String {
+    refused(error).map_or_else(|| format!("lu: {error:#}"), rendered)
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
@@ -109,7 +140,7 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
 /// The exit status where a request got through that was not the one that the policy judged.
 const TAMPERED: u8 = 3;
 
-/// What a policy's errors look like on standard error, with the places in its file.
+/// What a file's errors look like on standard error, with the places in its file.
 fn rendered(error: &lu_user::policy::Error) -> String {
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     error.render(colours)

@@ -24,7 +24,10 @@ use lu_user::reboot_cpu::OffRebootCpu;
 use lu_user::socket::Status;
 use tokio::sync::Notify;
 
+use super::check::Check;
+use super::config::{self, Settings};
 use super::guard::Guard;
+use super::manager::Manager;
 use super::socket::{Socket, SocketArgs};
 use super::trace::Printer;
 use super::watch::{Sink, Watch, tell};
@@ -36,9 +39,19 @@ use super::watch::{Sink, Watch, tell};
 /// both halves of an update; the device is held for the moment of its creation alone.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  lu run\n  lu run --journal /tmp/lu --trace\n  lu run --policy /etc/lu/policy.toml\n  lu run --socket-group operators\n\nExit status: 0 it was told to end, 1 it failed, 2 wrong usage, or a policy with errors, 3 a request got through that was not\nthe one that the policy judged."
+    after_help = "Examples:\n  lu run\n  lu run --journal /tmp/lu --trace\n  lu run --policy /etc/lu/policy.toml\n  lu run --socket-group operators\n  lu run --config /etc/lu/lu.toml --check\n\nExit status: 0 it was told to end, or all that --check tried works, 1 it failed, 2 wrong usage, or a policy with errors, 3 a request got through that was not\nthe one that the policy judged."
 )]
 pub struct Args {
+    /// Read settings from a file: its keys are these flags (lu config example), and a flag on the command line wins.
+    /// SIGHUP reads it again.
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// Open what would be written, read the policy, attach every hook, tell what works, and end. No policy is put in force.
+    #[arg(long)]
+    check: bool,
+    /// What --check tells, as one JSON document.
+    #[arg(long, requires = "check")]
+    json: bool,
     /// Where the journal is.
     #[arg(long, value_name = "DIR", default_value = journal::FOLDER)]
     journal: PathBuf,
@@ -104,15 +117,14 @@ impl RecorderIn {
 }
 
 impl Args {
-    pub fn run(&self) -> Result<ExitCode> {
-        let retention = Retention {
-            updates: self.keep_updates,
-            bytes: self.keep_size.as_u64(),
-        };
+    pub fn run(&self, settings: Settings) -> Result<ExitCode> {
+        if self.check {
+            return self.check();
+        }
         let mut run = Run {
             born: clocks::anchor(),
             folder: self.journal.clone(),
-            journal: Journal::open(&self.journal, retention)?,
+            journal: Journal::open(&self.journal, self.retention())?,
             refusals: Refusals::default(),
             recorder: None,
             recorder_at: None,
@@ -125,6 +137,9 @@ impl Args {
             held: VecDeque::new(),
             has_told: false,
             policy: self.policy.clone(),
+            manager: Manager::new(),
+            settings,
+            config: self.config.clone(),
             guard: None,
             tampered: 0,
             untold: Untold::default(),
@@ -157,11 +172,38 @@ impl Args {
 }
 
 impl Args {
-    fn open_audit(&self) -> Result<Option<Audit>> {
-        let rotation = Rotation {
+    const fn retention(&self) -> Retention {
+        Retention {
+            updates: self.keep_updates,
+            bytes: self.keep_size.as_u64(),
+        }
+    }
+
+    const fn rotation(&self) -> Rotation {
+        Rotation {
             bytes: self.audit_size.as_u64(),
             keep: self.audit_keep,
-        };
+        }
+    }
+
+    /// Tries all that a run begins with.
+    fn check(&self) -> Result<ExitCode> {
+        let mut check = Check::default();
+        let journal = Journal::open(&self.journal, self.retention());
+        check.journal(&self.journal, journal);
+        check.add(
+            "audit log",
+            self.open_audit().map(|audit| match audit {
+                Some(_) => "open".to_owned(),
+                None => "none is wanted".to_owned(),
+            }),
+        );
+        check.watch(&self.watch, self.policy.as_deref());
+        check.tell(self.json)
+    }
+
+    fn open_audit(&self) -> Result<Option<Audit>> {
+        let rotation = self.rotation();
         let beside = || {
             let policy = self.policy.as_ref();
             policy.map(|_| self.journal.join("audit.jsonl"))
@@ -174,6 +216,9 @@ impl Args {
 
 /// How long a kexec may take from the freeze to the jump before we sleep again.
 const URGENT: Duration = Duration::from_mins(1);
+
+/// The settings that change while we run.
+const RELOADED: [&str; 4] = ["keep-updates", "keep-size", "audit-size", "audit-keep"];
 
 /// How many records may wait meanwhile.
 const WAITING: usize = 1 << 20;
@@ -202,6 +247,10 @@ struct Run {
     /// The policy's file.
     policy: Option<PathBuf>,
     guard: Option<Guard>,
+    manager: Manager,
+    /// What is set, and in which file that may be said.
+    settings: Settings,
+    config: Option<PathBuf>,
     /// How many requests got through that were not the ones that were judged.
     tampered: u64,
     /// What the policy's programs could not do.
@@ -265,12 +314,13 @@ impl Run {
     fn hold(&mut self, found: Found) {
         let place = shown(found.place);
         if let Some(error) = found.bad.first() {
-            match &found.contents {
-                None => eprintln!("lu: what was recorded in {place} is lost: {error}"),
-                Some(_) => eprintln!(
+            if found.contents.is_none() {
+                eprintln!("lu: what was recorded in {place} is lost: {error}");
+            } else {
+                eprintln!(
                     "lu: {} pieces of what was recorded in {place} are lost, the first of them: {error}",
                     found.bad.len()
-                ),
+                );
             }
         }
         self.held.push_back(found);
@@ -335,6 +385,40 @@ impl Run {
         Ok(())
     }
 
+    /// Reads the configuration again. What is wrong changes nothing; what cannot change is told.
+    fn configure(&mut self) {
+        let parsed = config::parse(std::env::args_os().collect());
+        let (args, settings) = match parsed {
+            Ok((
+                super::Lu {
+                    command: super::Command::Run(args),
+                },
+                settings,
+            )) => (args, settings),
+            Ok(_) => return,
+            Err(error) => {
+                eprintln!("{}", super::told(&error));
+                eprintln!("lu: what was set stays so");
+                return;
+            }
+        };
+        if let Err(error) = self.journal.keep_at_most(args.retention()) {
+            eprintln!("lu: {error}; what was set stays so");
+            return;
+        }
+        if let Some(audit) = &mut self.audit {
+            audit.rotate_by(args.rotation());
+        }
+        for (key, value) in config::changed(&self.settings, &settings) {
+            if RELOADED.contains(&&*key) {
+                eprintln!("lu: {key} is {} from now on", config::shown(&value));
+                self.settings.insert(key, value);
+            } else {
+                eprintln!("lu: {key} has changed; that takes effect when lu run starts anew");
+            }
+        }
+    }
+
     /// Into memory alone, until the batch is over.
     fn note(&mut self, record: &Record) {
         let is_tampered = u64::from(record.kind() == Some(Kind::Tampered));
@@ -396,15 +480,37 @@ impl Sink for Run {
     }
 
     fn can_reload(&self) -> bool {
+        self.policy.is_some() || self.config.is_some()
+    }
+
+    fn keeps_policy(&self) -> bool {
         self.policy.is_some()
     }
 
     fn reload(&mut self) -> Result<()> {
+        Manager::reloading();
+        if self.config.is_some() {
+            self.configure();
+        }
         if let Some(guard) = &mut self.guard {
             guard.reload();
         }
         self.socket.ask();
+        Manager::reloaded();
         Ok(())
+    }
+
+    fn pulse(&self) -> Option<Duration> {
+        self.manager.pulse()
+    }
+
+    fn ready(&mut self, attached: usize, hooks: usize) -> Result<()> {
+        Manager::ready(attached, hooks);
+        Ok(())
+    }
+
+    fn turned(&mut self) {
+        self.manager.alive();
     }
 
     fn begin(
@@ -515,6 +621,7 @@ impl Sink for Run {
     }
 
     fn end(&mut self) -> Result<()> {
+        Manager::stopping();
         // What waits comes first.
         self.settle()?;
         self.tick()?;
@@ -611,6 +718,9 @@ mod tests {
             held: VecDeque::new(),
             has_told: false,
             policy: None,
+            manager: Manager::new(),
+            settings: Settings::new(),
+            config: None,
             guard: None,
             tampered: 0,
             untold: Untold::default(),

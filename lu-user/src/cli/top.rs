@@ -343,7 +343,7 @@ impl Sink for Feed {
         Ok(())
     }
 
-    fn ready(&mut self) -> Result<()> {
+    fn ready(&mut self, _attached: usize, _hooks: usize) -> Result<()> {
         self.settle()?;
         self.ready.send(()).context("the screen has ended")
     }

@@ -56,6 +56,20 @@ pub trait Sink {
     fn can_reload(&self) -> bool {
         false
     }
+    /// Whether a policy may be put in force later, which takes a privilege.
+    fn keeps_policy(&self) -> bool {
+        false
+    }
+    /// How often [`Self::turned`] is wanted where nothing happens.
+    fn pulse(&self) -> Option<Duration> {
+        None
+    }
+    /// Events are collected from now on, and privileges are given up.
+    fn ready(&mut self, _attached: usize, _hooks: usize) -> Result<()> {
+        Ok(())
+    }
+    /// The loop has turned once more.
+    fn turned(&mut self) {}
     /// SIGHUP has come.
     fn reload(&mut self) -> Result<()> {
         Ok(())
@@ -76,10 +90,6 @@ pub trait Sink {
     }
     /// Somebody has asked; what was lost so far, where that can be read.
     fn answer(&mut self, _losses: Option<Losses>) {}
-    /// Nothing more is printed from here on, and the privileges are gone.
-    fn ready(&mut self) -> Result<()> {
-        Ok(())
-    }
     /// One record, in order.
     fn record(&mut self, record: &Record) -> Result<()>;
     /// No more records are there at the moment.
@@ -101,6 +111,20 @@ pub trait Sink {
 }
 
 impl Watch {
+    /// Attaches every hook that can be.
+    pub fn attach(
+        &self,
+        place: Option<&KernelPlace>,
+        orchestrators: &[Orchestrator],
+    ) -> Result<Attached, attach::Error> {
+        let detail = if self.callbacks {
+            Detail::Callbacks
+        } else {
+            Detail::Calls
+        };
+        attach::attach(place, orchestrators, self.ring_buffer.as_u64(), detail)
+    }
+
     /// Attaches, says what is attached, and feeds `sink` until a signal or the time limit.
     pub fn watch(&self, sink: &mut impl Sink) -> Result<Losses> {
         tokio::runtime::Builder::new_current_thread()
@@ -117,35 +141,24 @@ impl Watch {
         let mut interrupt = signal(SignalKind::interrupt())?;
         let mut terminate = signal(SignalKind::terminate())?;
         let mut hangup = signal(SignalKind::hangup())?;
-        let orchestrators = if orchestrator::in_kernel() {
-            vec![Orchestrator::Kernel]
-        } else {
-            orchestrator::emulated()
-        };
+        let orchestrators = orchestrators();
         let place = attach::place_among(&orchestrators)?;
         let verdicts = sink.enforce(place.as_ref())?;
-        let attached = attach::attach(
-            place.as_ref(),
-            &orchestrators,
-            self.ring_buffer.as_u64(),
-            if self.callbacks {
-                Detail::Callbacks
-            } else {
-                Detail::Calls
-            },
-        )?;
+        let attached = self.attach(place.as_ref(), &orchestrators)?;
         drop(place);
         sink.begin(&attached, &orchestrators, &stop)?;
         say_coverage(&attached, &orchestrators);
-        give_up_privileges(can_reload)?;
+        give_up_privileges(sink.keeps_policy())?;
         let asked = sink.serve();
-        sink.ready()?;
+        let (count, hooks) = (attached.count(), attached.coverage.len());
         let mut collector = Collector::new(attached).context("cannot wait for events")?;
         if let Some(verdicts) = verdicts {
             collector
                 .take_verdicts(verdicts)
                 .context("cannot wait for verdicts")?;
         }
+        sink.ready(count, hooks)?;
+        let mut pulse = sink.pulse().map(tokio::time::interval);
         let end = async {
             match self.duration {
                 Some(duration) => tokio::time::sleep(duration).await,
@@ -170,6 +183,7 @@ impl Watch {
                 }
                 () = &mut tick => Woken::Tick,
                 () = notified(asked.as_deref()) => Woken::Asked,
+                () = next(&mut pulse) => Woken::Pulse,
                 _ = interrupt.recv() => Woken::End,
                 _ = terminate.recv() => Woken::End,
                 _ = hangup.recv() => if can_reload { Woken::Reload } else { Woken::End },
@@ -187,8 +201,9 @@ impl Watch {
                     tick.as_mut().reset(tokio::time::Instant::now() + pause);
                 }
                 Woken::Asked => sink.answer(collector.losses().ok()),
-                Woken::Records | Woken::End => {}
+                Woken::Records | Woken::Pulse | Woken::End => {}
             }
+            sink.turned();
             hurry(&mut collector, sink, &stop)?;
             if matches!(woken, Woken::End) {
                 sink.end()?;
@@ -208,6 +223,7 @@ enum Woken {
     Records,
     Tick,
     Asked,
+    Pulse,
     Reload,
     End,
 }
@@ -216,6 +232,25 @@ async fn notified(asked: Option<&Notify>) {
     match asked {
         Some(asked) => asked.notified().await,
         None => std::future::pending().await,
+    }
+}
+
+/// The next time that the loop is to turn, if it is to.
+async fn next(pulse: &mut Option<tokio::time::Interval>) {
+    match pulse {
+        Some(pulse) => {
+            pulse.tick().await;
+        }
+        None => std::future::pending().await,
+    }
+}
+
+/// The orchestrators to watch: the kernel's, or else those that are emulated.
+pub fn orchestrators() -> Vec<Orchestrator> {
+    if orchestrator::in_kernel() {
+        vec![Orchestrator::Kernel]
+    } else {
+        orchestrator::emulated()
     }
 }
 
@@ -248,6 +283,7 @@ fn hurry(collector: &mut Collector, sink: &mut impl Sink, stop: &AtomicBool) -> 
             }
         }
         sink.beat();
+        sink.turned();
         // What the shutdown needs of this CPU comes first: at once, and not when a slice of ours is over.
         std::thread::yield_now();
     }

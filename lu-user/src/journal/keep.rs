@@ -149,6 +149,16 @@ impl Journal {
         Ok(journal)
     }
 
+    /// Keeps so much from now on, as [`Self::open`] would; where that is refused, what it was stays.
+    pub const fn keep_at_most(&mut self, retention: Retention) -> Result<(), Error> {
+        if retention.bytes < LEAST {
+            return Err(Error::TooSmall(retention.bytes));
+        }
+        self.retention = retention;
+        self.wants_room = true;
+        Ok(())
+    }
+
     /// Takes in what the files have beyond the history.
     fn catch_up(&mut self) -> Result<(), Error> {
         let known = self.known();

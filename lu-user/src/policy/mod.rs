@@ -19,7 +19,7 @@ pub use error::{Error, Problem, Refused};
 pub use explain::{Asks, Explanation, Outcome, Step, explain};
 pub use file::{Answer, Condition, Mode};
 pub use request::{Asked, Names, Stands, State};
-pub use source::{Conditions, FILE_MOST, Rule, Says, Source, has_session};
+pub use source::{Conditions, FILE_MOST, Rule, Says, Source, has_session, read_text};
 pub use value::{Interval, NAME_MOST, Pattern};
 
 /// The JSON Schema of a policy's file.

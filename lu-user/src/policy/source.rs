@@ -161,8 +161,8 @@ impl Source {
     }
 }
 
-/// The text of a file that somebody may have named by mistake: no device, no pipe, nothing large.
-pub(super) fn read_text(path: &Path) -> Result<String, Error> {
+/// The text of a file that somebody may have named by mistake: no device, no pipe, nothing over [`FILE_MOST`].
+pub fn read_text(path: &Path) -> Result<String, Error> {
     let name = path.display().to_string();
     let wrong = |what: String| Error::File {
         name: name.clone(),

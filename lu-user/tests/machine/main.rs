@@ -6,6 +6,7 @@ mod commands;
 mod killed;
 mod policy;
 mod robust;
+mod service;
 mod sessions;
 mod socket;
 mod stories;
@@ -30,6 +31,7 @@ fn main() {
     trials.extend(commands::trials());
     trials.extend(policy::trials());
     trials.extend(socket::trials());
+    trials.extend(service::trials());
     trials.extend(killed::trials());
     let mut args = Arguments::from_args();
     // They share the folder of the emulators' sockets, and timings would be disturbed.
