@@ -4,6 +4,7 @@ mod canary;
 mod ctl;
 mod doctor;
 mod emulate;
+mod export;
 mod gate;
 mod guard;
 mod history;

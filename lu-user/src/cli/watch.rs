@@ -63,6 +63,16 @@ pub trait Sink {
     fn begin(&mut self, _orchestrators: &[Orchestrator], _stop: &AtomicBool) -> Result<()> {
         Ok(())
     }
+    /// No privilege is there any more: a thread that starts now has none either.
+    fn ready(&mut self, _attached: &Attached) -> Result<()> {
+        Ok(())
+    }
+    /// At least this often [`Self::settle`] is wanted, whether there are records or not.
+    fn pulse(&self) -> Option<Duration> {
+        None
+    }
+    /// What was lost since the hooks were attached; before each [`Self::settle`].
+    fn losses(&mut self, _losses: Losses) {}
     /// One record, in order.
     fn record(&mut self, record: &Record) -> Result<()>;
     /// No more records are there at the moment.
@@ -121,6 +131,7 @@ impl Watch {
         sink.begin(&orchestrators, &stop)?;
         say_coverage(&attached, &orchestrators);
         give_up_privileges(can_reload)?;
+        sink.ready(&attached)?;
         let mut collector = Collector::new(attached).context("cannot wait for events")?;
         if let Some(verdicts) = verdicts {
             collector
@@ -137,7 +148,14 @@ impl Watch {
         let mut pause = FIRST_TICK;
         let tick = tokio::time::sleep(pause);
         tokio::pin!(tick);
+        let pulse = sink.pulse();
         loop {
+            let waited = async {
+                match pulse {
+                    Some(pulse) => tokio::time::sleep(pulse).await,
+                    None => std::future::pending().await,
+                }
+            };
             let mut failed = Ok(());
             let mut each = |record: &Record| {
                 if failed.is_ok() {
@@ -154,6 +172,7 @@ impl Watch {
                 _ = terminate.recv() => Woken::End,
                 _ = hangup.recv() => if can_reload { Woken::Reload } else { Woken::End },
                 () = &mut end => Woken::End,
+                () = waited => Woken::Pulse,
             };
             if matches!(woken, Woken::Tick | Woken::End) {
                 collector.take_stock(&mut each).context(NOT_COUNTED)?;
@@ -166,9 +185,10 @@ impl Watch {
                     pause = (pause * 2).min(LONGEST_TICK);
                     tick.as_mut().reset(tokio::time::Instant::now() + pause);
                 }
-                Woken::Records | Woken::End => {}
+                Woken::Records | Woken::Pulse | Woken::End => {}
             }
             hurry(&mut collector, sink, &stop)?;
+            sink.losses(collector.told());
             if matches!(woken, Woken::End) {
                 sink.end()?;
                 return collector.losses().context("cannot read the loss counters");
@@ -186,6 +206,7 @@ impl Watch {
 enum Woken {
     Records,
     Tick,
+    Pulse,
     Reload,
     End,
 }
