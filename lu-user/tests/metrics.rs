@@ -1,6 +1,11 @@
 //! The metrics over HTTP: three formats, each read by a parser that forgives nothing, whatever sessions, rules and
 //! threads are called.
 
+#![expect(
+    clippy::float_cmp,
+    reason = "these are counts, or the very same number"
+)]
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};

@@ -15,7 +15,7 @@ use crate::attach::hooks;
 use crate::timeline::clock::Clock;
 use crate::timeline::{self, FileOutcome, Outcome, PhaseName, SessionOutcome};
 
-/// What sort of metric it is (OpenMetrics 1.0).
+/// What sort of metric it is, as `OpenMetrics` 1.0 has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Type {
     /// Only grows, until lu starts anew.
@@ -320,7 +320,7 @@ impl Metric {
 macro_rules! metrics {
     ($($name:ident = $text:literal, $kind:expr, $unit:ident, [$($label:ident),*], $help:literal;)*) => {
         $(
-            #[doc = $help]
+            #[doc = concat!("`", $text, "`; [`Metric::help`] says what it means.")]
             pub const $name: Metric = Metric {
                 name: $text,
                 kind: $kind,
@@ -401,7 +401,7 @@ metrics! {
     TAMPERED = "lu_tampered_requests", Type::Counter, None, [],
         "Requests that got through and were not the ones that were judged.";
     POLICY_MODE = "lu_policy_mode", Type::Gauge, None, [Mode],
-        "1 for what the policy does: nothing is in force (off), it tells (monitor), or a rule of it is enforced (enforce).";
+        "1 for what the policy that this lu has put in force does: there is none (off), it tells (monitor), or a rule of it is enforced (enforce).";
     POLICY_WANTED = "lu_policy_wanted", Type::Gauge, None, [Mode],
         "The same as the policy's file has it: what should be in force.";
     POLICY_RULES = "lu_policy_rules", Type::Gauge, None, [],

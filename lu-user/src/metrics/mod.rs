@@ -112,7 +112,7 @@ impl Maker {
             };
             width = values.len();
             let values: Vec<Arc<str>> = values.into_iter().map(Arc::from).collect();
-            let with = |set: &Vec<_>| {
+            let each = |set: &Vec<_>| {
                 let set = set.clone();
                 let name = label.name();
                 values
@@ -124,7 +124,7 @@ impl Maker {
                     })
                     .collect::<Vec<_>>()
             };
-            sets = sets.iter().flat_map(with).collect();
+            sets = sets.iter().flat_map(each).collect();
         }
         let all = sets
             .into_iter()
@@ -612,14 +612,14 @@ const FILE_OUTCOMES: usize = FileOutcome::ALL.len();
 const SESSION_OUTCOMES: usize = SessionOutcome::ALL.len();
 
 /// Where a value stands among all.
-fn index<T: PartialEq>(all: &[T], value: T) -> usize {
+fn index<T: PartialEq + Copy>(all: &[T], value: T) -> usize {
     all.iter().position(|it| *it == value).unwrap_or(0)
 }
 
 /// Of several states the one that holds, if any.
-fn state<T: PartialEq>(series: &Series<Gauge>, all: &[T], holds: Option<T>) {
+fn state<T: PartialEq + Copy>(series: &Series<Gauge>, all: &[T], holds: Option<T>) {
     for (gauge, state) in series.all.iter().zip(all) {
-        let is = holds.as_ref().is_some_and(|holds| holds == state);
+        let is = holds == Some(*state);
         gauge.set(f64::from(u8::from(is)));
     }
 }
@@ -674,12 +674,12 @@ impl Rules {
         let known = self.counters.iter().position(|(known, _)| **known == *name);
         let slot = match known {
             Some(slot) if slot > usize::from(OTHER) => slot as u8,
-            Some(_) => OTHER,
             None if self.counters.len() < RULE_NAMES + 2 => {
                 self.add(&name);
                 (self.counters.len() - 1) as u8
             }
-            None => OTHER,
+            // A name of ours, or no room.
+            _ => OTHER,
         };
         let (generation, slots) = &mut self.numbers[usize::from(emulated)];
         if *generation != rule.generation {

@@ -108,13 +108,10 @@ async fn accept(listener: TcpListener, site: &Arc<Site>) {
     };
     let room = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
-        let stream = match listener.accept().await {
-            Ok((stream, _)) => stream,
+        let Ok((stream, _)) = listener.accept().await else {
             // Too many files are open, say: that passes.
-            Err(_) => {
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            }
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            continue;
         };
         let Ok(place) = room.clone().try_acquire_owned() else {
             site.served.refused.inc();
