@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{build, demo, lab, sh};
+use crate::{build, dashboards, demo, lab, prometheus, sh};
 
 /// What all runners together said.
 #[derive(Default)]
@@ -67,6 +67,10 @@ pub fn run(no_skips: bool) -> Result<()> {
         let (lu, example) = build::demo()?;
         demo::check(&lu, &example)
     });
+    tally.step("dashboards are what the catalogue makes", |_| {
+        dashboards::check()
+    });
+    tally.step("a real Prometheus", |_| prometheus::check());
     for test in &lab::tests::ALL {
         match lab::tests::obstacle()? {
             None => tally.step(test.name, |_| (test.run)()),
