@@ -12,6 +12,7 @@ pub mod export;
 pub mod gate;
 pub mod journal;
 pub mod loaded;
+pub mod metrics;
 pub mod orchestrator;
 pub mod policy;
 pub mod preserved;

@@ -126,10 +126,23 @@ fn built(kind: &str, name: &str) -> Result<PathBuf> {
     executable(command, "lu-user", name)
 }
 
+/// One of lu's programs as the tests have built it, for this machine.
+pub fn tested(kind: &str, name: &str) -> Result<PathBuf> {
+    let mut command = cargo()?;
+    command.args(["build", kind, name]);
+    found(command, "lu-user", name)
+}
+
 fn executable(mut cargo: Command, package: &str, name: &str) -> Result<PathBuf> {
+    cargo.arg("--release");
+    found(cargo, package, name)
+}
+
+/// What cargo has built, by what it says.
+fn found(mut cargo: Command, package: &str, name: &str) -> Result<PathBuf> {
     let messages = sh::read(
         cargo
-            .args(["--release", "--package", package])
+            .args(["--package", package])
             .args(["--message-format=json-render-diagnostics"]),
     )?;
     messages

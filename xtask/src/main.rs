@@ -2,10 +2,12 @@
 
 mod bench;
 mod build;
+mod dashboards;
 mod debian;
 mod demo;
 mod dist;
 mod lab;
+mod prometheus;
 mod setup;
 mod sh;
 mod test;
@@ -57,6 +59,14 @@ enum Command {
         #[arg(long, env = "CI", value_parser = clap::builder::BoolishValueParser::new(), default_value_t = false, num_args = 0..=1, default_missing_value = "true")]
         no_skips: bool,
     },
+    /// Write what is generated from the catalogue of metrics: dashboards/ and docs/metrics.md.
+    Dashboards {
+        /// Write nothing; fail where what is there differs.
+        #[arg(long)]
+        check: bool,
+    },
+    /// Run `lu run --export` beside a real Prometheus: dashboards, rules and alerts. Needs root.
+    Prometheus,
     /// Measure, beside a peer that does the same, in one run.
     #[command(subcommand)]
     Bench(Bench),
@@ -157,6 +167,18 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Test { no_skips } => {
             setup::ensure(setup::For::Test)?;
             test::run(no_skips)?;
+        }
+        Command::Dashboards { check } => {
+            setup::ensure(setup::For::Build)?;
+            if check {
+                dashboards::check()?;
+            } else {
+                dashboards::write()?;
+            }
+        }
+        Command::Prometheus => {
+            setup::ensure(setup::For::Test)?;
+            prometheus::check()?;
         }
         Command::Bench(Bench::Startup) => {
             setup::ensure(setup::For::Bench)?;

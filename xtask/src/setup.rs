@@ -54,7 +54,7 @@ impl Program {
     }
 }
 
-const PROGRAMS: [Program; 15] = [
+const PROGRAMS: [Program; 16] = [
     Program {
         name: "cc",
         package: "gcc libc6-dev",
@@ -79,6 +79,12 @@ const PROGRAMS: [Program; 15] = [
         name: "objcopy",
         package: "binutils",
         why: "makes a copy of lu with few hooks for the tests; nm comes with it",
+        wanted: &[For::Test],
+    },
+    Program {
+        name: "prometheus",
+        package: "prometheus",
+        why: "scrapes lu in a test; promtool comes with it",
         wanted: &[For::Test],
     },
     Program {
@@ -228,6 +234,10 @@ fn programs(purpose: For) -> Result<()> {
     if install(&packages).is_err() {
         sh::run_quietly(sh::command("apt-get").arg("update"))?;
         install(&packages)?;
+    }
+    // Debian's package starts a service, which nobody asked for.
+    if packages.contains(&"prometheus") && Path::new("/run/systemd/system").exists() {
+        sh::run_quietly(sh::command("systemctl").args(["disable", "--now", "prometheus.service"]))?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{build, demo, dist, lab, sh, top};
+use crate::{build, dashboards, demo, dist, lab, prometheus, sh, top};
 
 /// What all runners together said.
 #[derive(Default)]
@@ -72,6 +72,10 @@ pub fn run(no_skips: bool) -> Result<()> {
         top::run(&lu, &example, false)
     });
     tally.step("the tarball, where nothing else is", |_| dist::check());
+    tally.step("dashboards are what the catalogue makes", |_| {
+        dashboards::check()
+    });
+    tally.step("a real Prometheus", |_| prometheus::check());
     for test in &lab::tests::ALL {
         match lab::tests::obstacle()? {
             None => tally.step(test.name, |_| (test.run)()),

@@ -79,8 +79,15 @@ impl Guard {
         }
     }
 
-    /// Reads the file again; where it is no policy, or cannot be put in force, what was stays so.
-    pub fn reload(&mut self) {
+    /// The policy in force, and its generation; `None` if somebody took it off.
+    pub fn in_force(&mut self) -> Option<(&Compiled, u64)> {
+        self.look();
+        (!self.is_gone).then_some((&self.compiled, self.generation))
+    }
+
+    /// Reads the file again; where it is no policy, or cannot be put in force, what was stays so. Whether it was put
+    /// in force.
+    pub fn reload(&mut self) -> bool {
         let reloaded = read(&self.path).and_then(|compiled| {
             self.generation = self.enforcer.apply(&compiled)?;
             if let Err(error) = self.enforcer.prove() {
@@ -95,6 +102,7 @@ impl Guard {
             };
             Ok(())
         });
+        let done = reloaded.is_ok();
         match reloaded {
             Ok(()) => self.say(),
             Err(error) => {
@@ -102,6 +110,7 @@ impl Guard {
                 eprintln!("lu: generation {} stays in force", self.generation);
             }
         }
+        done
     }
 
     /// Where the verdicts come.

@@ -15,6 +15,7 @@ mod config;
 mod ctl;
 mod doctor;
 mod emulate;
+mod export;
 mod follow;
 mod gate;
 mod guard;

@@ -1,6 +1,7 @@
 //! `lu run`.
 
 use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -19,6 +20,7 @@ use lu_user::export::{duration, untold};
 use lu_user::journal::recorder::{self, Found, Place, Recorder};
 use lu_user::journal::refusals::Refusals;
 use lu_user::journal::{self, Journal, Retention, boot, clocks};
+use lu_user::metrics::serve;
 use lu_user::orchestrator::Orchestrator;
 use lu_user::reboot_cpu::OffRebootCpu;
 use lu_user::socket::Status;
@@ -26,6 +28,7 @@ use tokio::sync::Notify;
 
 use super::check::Check;
 use super::config::{self, Settings};
+use super::export::{self, Exporter};
 use super::guard::Guard;
 use super::manager::Manager;
 use super::socket::{Socket, SocketArgs};
@@ -39,7 +42,7 @@ use super::watch::{Sink, Watch, tell};
 /// both halves of an update; the device is held for the moment of its creation alone.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Examples:\n  lu run\n  lu run --journal /tmp/lu --trace\n  lu run --policy /etc/lu/policy.toml\n  lu run --socket-group operators\n  lu run --config /etc/lu/lu.toml --check\n\nExit status: 0 it was told to end, or all that --check tried works, 1 it failed, 2 wrong usage, or a policy with errors, 3 a request got through that was not\nthe one that the policy judged."
+    after_help = "Examples:\n  lu run\n  lu run --journal /tmp/lu --trace\n  lu run --policy /etc/lu/policy.toml\n  lu run --socket-group operators\n  lu run --export 127.0.0.1:9464\n  lu run --config /etc/lu/lu.toml --check\n\nExit status: 0 it was told to end, or all that --check tried works, 1 it failed, 2 wrong usage, or a policy with errors, 3 a request got through that was not\nthe one that the policy judged."
 )]
 pub struct Args {
     /// Read settings from a file: its keys are these flags (lu config example), and a flag on the command line wins.
@@ -87,6 +90,10 @@ pub struct Args {
     /// How many older files of the audit log are kept.
     #[arg(long, value_name = "N", default_value_t = Rotation::default().keep)]
     audit_keep: u32,
+    /// Serve metrics for Prometheus over HTTP, as docs/metrics.md lists them: at /metrics, and /healthz and /readyz beside
+    /// it. Whoever reaches the address can read them; without one it is 127.0.0.1:9464.
+    #[arg(long, value_name = "ADDRESS", num_args = 0..=1, default_missing_value = serve::ADDRESS, value_parser = export::address)]
+    export: Option<SocketAddr>,
     #[command(flatten)]
     socket: SocketArgs,
     #[command(flatten)]
@@ -124,6 +131,10 @@ impl Args {
         let mut run = Run {
             born: clocks::anchor(),
             folder: self.journal.clone(),
+            export: self
+                .export
+                .map(|address| Exporter::bind(address, &self.journal))
+                .transpose()?,
             journal: Journal::open(&self.journal, self.retention())?,
             refusals: Refusals::default(),
             recorder: None,
@@ -256,6 +267,7 @@ struct Run {
     /// What the policy's programs could not do.
     untold: Untold,
     socket: Socket,
+    export: Option<Exporter>,
 }
 
 /// This kernel is about to go.
@@ -430,6 +442,9 @@ impl Run {
         if let Some(recorder) = &mut self.recorder {
             recorder.append(record);
         }
+        if let Some(export) = &mut self.export {
+            export.record(record);
+        }
         self.waiting.push(*record);
     }
 
@@ -459,11 +474,13 @@ impl Run {
     }
 
     fn say_problems(&mut self) {
-        for problem in self.journal.problems() {
+        let of_audit = self.audit.as_mut().and_then(Audit::problem);
+        let problems = self.journal.problems().into_iter();
+        for problem in problems.chain(of_audit) {
             eprintln!("lu: {problem}");
-        }
-        if let Some(problem) = self.audit.as_mut().and_then(Audit::problem) {
-            eprintln!("lu: {problem}");
+            if let Some(export) = &self.export {
+                export.problem();
+            }
         }
     }
 }
@@ -493,7 +510,10 @@ impl Sink for Run {
             self.configure();
         }
         if let Some(guard) = &mut self.guard {
-            guard.reload();
+            let done = guard.reload();
+            if let Some(export) = &self.export {
+                export.reloaded(done);
+            }
         }
         self.socket.ask();
         Manager::reloaded();
@@ -501,16 +521,29 @@ impl Sink for Run {
     }
 
     fn pulse(&self) -> Option<Duration> {
-        self.manager.pulse()
+        let export = self.export.is_some().then_some(serve::TURN);
+        [self.manager.pulse(), export].into_iter().flatten().min()
     }
 
-    fn ready(&mut self, attached: usize, hooks: usize) -> Result<()> {
+    fn ready(&mut self, attached: &Attached) -> Result<()> {
+        match &mut self.export {
+            Some(export) => export.ready(attached),
+            None => Ok(()),
+        }
+    }
+
+    fn started(&mut self, attached: usize, hooks: usize) {
         Manager::ready(attached, hooks);
-        Ok(())
     }
 
     fn turned(&mut self) {
         self.manager.alive();
+    }
+
+    fn losses(&mut self, losses: Losses) {
+        if let Some(export) = &mut self.export {
+            export.losses(losses);
+        }
     }
 
     fn begin(
@@ -519,6 +552,9 @@ impl Sink for Run {
         orchestrators: &[Orchestrator],
         stop: &AtomicBool,
     ) -> Result<()> {
+        if let Some(export) = &mut self.export {
+            export.begin(orchestrators);
+        }
         // The emulated orchestrator's kexec ends its clients, not us.
         let in_kernel = orchestrators.contains(&Orchestrator::Kernel);
         if in_kernel {
@@ -618,6 +654,9 @@ impl Sink for Run {
         if let Some(recorder) = &self.recorder {
             recorder.beat();
         }
+        if let Some(export) = &self.export {
+            export.turn();
+        }
     }
 
     fn end(&mut self) -> Result<()> {
@@ -632,10 +671,16 @@ impl Sink for Run {
 
     fn settle(&mut self) -> Result<()> {
         self.urgent = None;
+        if let Some(export) = &self.export {
+            export.turn();
+        }
         if self.waiting.len() >= WAITING {
             self.let_go();
         }
         if !self.held.is_empty() {
+            if let Some(export) = &self.export {
+                export.waits();
+            }
             return Ok(());
         }
         self.note_untold();
@@ -649,6 +694,9 @@ impl Sink for Run {
             printer.settle()?;
         }
         self.say_problems();
+        if let Some(export) = &mut self.export {
+            export.settled(self.journal.timeline(), &ended, self.guard.as_mut());
+        }
         for update in ended {
             eprintln!(
                 "lu: update {} {}, blackout {}{}",
@@ -725,6 +773,7 @@ mod tests {
             tampered: 0,
             untold: Untold::default(),
             socket: Socket::default(),
+            export: None,
         }
     }
 

@@ -343,7 +343,7 @@ impl Sink for Feed {
         Ok(())
     }
 
-    fn ready(&mut self, _attached: usize, _hooks: usize) -> Result<()> {
+    fn ready(&mut self, _attached: &Attached) -> Result<()> {
         self.settle()?;
         self.ready.send(()).context("the screen has ended")
     }

@@ -60,14 +60,12 @@ pub trait Sink {
     fn keeps_policy(&self) -> bool {
         false
     }
-    /// How often [`Self::turned`] is wanted where nothing happens.
+    /// At least this often [`Self::turned`] and [`Self::settle`] are wanted, whether there are records or not.
     fn pulse(&self) -> Option<Duration> {
         None
     }
-    /// Events are collected from now on, and privileges are given up.
-    fn ready(&mut self, _attached: usize, _hooks: usize) -> Result<()> {
-        Ok(())
-    }
+    /// Events are collected from now on.
+    fn started(&mut self, _attached: usize, _hooks: usize) {}
     /// The loop has turned once more.
     fn turned(&mut self) {}
     /// SIGHUP has come.
@@ -90,6 +88,12 @@ pub trait Sink {
     }
     /// Somebody has asked; what was lost so far, where that can be read.
     fn answer(&mut self, _losses: Option<Losses>) {}
+    /// No privilege is there any more: a thread that starts now has none either.
+    fn ready(&mut self, _attached: &Attached) -> Result<()> {
+        Ok(())
+    }
+    /// What was lost since the hooks were attached; before each [`Self::settle`].
+    fn losses(&mut self, _losses: Losses) {}
     /// One record, in order.
     fn record(&mut self, record: &Record) -> Result<()>;
     /// No more records are there at the moment.
@@ -150,6 +154,7 @@ impl Watch {
         say_coverage(&attached, &orchestrators);
         give_up_privileges(sink.keeps_policy())?;
         let asked = sink.serve();
+        sink.ready(&attached)?;
         let (count, hooks) = (attached.count(), attached.coverage.len());
         let mut collector = Collector::new(attached).context("cannot wait for events")?;
         if let Some(verdicts) = verdicts {
@@ -157,7 +162,7 @@ impl Watch {
                 .take_verdicts(verdicts)
                 .context("cannot wait for verdicts")?;
         }
-        sink.ready(count, hooks)?;
+        sink.started(count, hooks);
         let mut pulse = sink.pulse().map(tokio::time::interval);
         let end = async {
             match self.duration {
@@ -205,6 +210,7 @@ impl Watch {
             }
             sink.turned();
             hurry(&mut collector, sink, &stop)?;
+            sink.losses(collector.told());
             if matches!(woken, Woken::End) {
                 sink.end()?;
                 return collector.losses().context("cannot read the loss counters");

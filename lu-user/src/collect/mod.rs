@@ -47,7 +47,7 @@ pub struct Collector {
     /// What a policy says, where one is in force.
     verdicts: Option<AsyncFd<Ring>>,
     counters: PerCpuArray<MapData, CountersPod>,
-    told: u64,
+    told: Losses,
     /// Whether there was more than was taken.
     more: bool,
     /// How many records the ring buffer holds.
@@ -87,7 +87,7 @@ impl Collector {
             alarm: register(alarm)?,
             verdicts: None,
             counters,
-            told: 0,
+            told: Losses::default(),
             more: false,
             capacity,
             asked,
@@ -164,11 +164,12 @@ impl Collector {
     }
 
     fn tell_losses(&mut self, mut each: impl FnMut(&Record)) -> io::Result<()> {
-        let lost = self.losses()?.records();
-        if lost > self.told {
-            each(&loss(lost - self.told));
-            self.told = lost;
+        let losses = self.losses()?;
+        let new = losses.records().saturating_sub(self.told.records());
+        if new > 0 {
+            each(&loss(new));
         }
+        self.told = losses;
         Ok(())
     }
 
@@ -191,6 +192,12 @@ impl Collector {
             *skipped = skipped::runs(*program)?;
         }
         Ok(())
+    }
+
+    /// What was lost up to when it was last told of.
+    #[must_use]
+    pub const fn told(&self) -> Losses {
+        self.told
     }
 
     /// What was lost so far.

@@ -458,7 +458,7 @@ impl BlackoutJson {
 
 impl SessionJson {
     /// Whether it is lu's own.
-    pub(super) fn is_own(&self) -> bool {
+    pub(crate) fn is_own(&self) -> bool {
         self.name.as_deref() == Some(RECORDER)
     }
 }

@@ -255,6 +255,12 @@ impl Journal {
         }
     }
 
+    /// How things stand, by all that was taken in.
+    #[must_use]
+    pub const fn timeline(&self) -> &Timeline {
+        &self.timeline
+    }
+
     /// Appends records, behind all that is there. Once this returns they survive the end of this process.
     pub fn push(&mut self, records: &[Record]) -> Result<(), Error> {
         let segment = self.segment();

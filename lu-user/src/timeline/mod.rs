@@ -440,17 +440,8 @@ impl Timeline {
         if self.is_own(record) {
             return;
         }
-        let operation = match kind {
-            Kind::Open => "open",
-            Kind::Kexec => "reboot",
-            Kind::Ioctl
-            | Kind::Preserve
-            | Kind::Unpreserve
-            | Kind::Restore
-            | Kind::SessionCreate
-            | Kind::SessionRetrieve => operation(record),
-            // The functions within are told by the call that they are part of.
-            _ => return,
+        let Some(operation) = called(kind, record) else {
+            return;
         };
         let side = self.side(kind, record);
         let update = match (side, &mut self.incoming) {
@@ -835,7 +826,7 @@ fn restore(update: &mut Update, record: &Record, name: Option<String>) {
 /// How many calls that failed a record stands for: of reboot(KEXEC) that was refused, which anybody can
 /// call as often as they like, only some are kept, with how many more there were (see
 /// [`crate::journal::refusals`]).
-fn times(kind: Kind, record: &Record) -> u64 {
+pub(crate) fn times(kind: Kind, record: &Record) -> u64 {
     if kind == Kind::Kexec {
         record.call.bytes.saturating_add(1)
     } else {
@@ -847,6 +838,43 @@ fn times(kind: Kind, record: &Record) -> u64 {
 fn end_of(record: &Record) -> u64 {
     record.end_ns().unwrap_or(record.header.t_ns)
 }
+
+/// What a system call asked for, in the words of reports: one of [`OPERATIONS`]. `None` of the functions within,
+/// which are told by the call that they are part of.
+pub(crate) fn called(kind: Kind, record: &Record) -> Option<&'static str> {
+    match kind {
+        Kind::Open => Some("open"),
+        Kind::Kexec => Some("reboot"),
+        Kind::Ioctl
+        | Kind::Preserve
+        | Kind::Unpreserve
+        | Kind::Restore
+        | Kind::SessionCreate
+        | Kind::SessionRetrieve => Some(operation(record)),
+        _ => None,
+    }
+}
+
+/// What a system call can ask for, in the words of reports.
+pub const OPERATIONS: [&str; 17] = [
+    "open",
+    "create-session",
+    "retrieve-session",
+    "preserve",
+    "unpreserve",
+    "restore",
+    "retrieve",
+    "prepare",
+    "cancel",
+    "finish",
+    "reboot",
+    "get-state",
+    "get-name",
+    "set-event",
+    "get-fd-state",
+    "set-fd-event",
+    "ioctl",
+];
 
 /// What an ioctl asked for, in the words of reports.
 fn operation(record: &Record) -> &'static str {

@@ -222,6 +222,32 @@ impl Update {
         cuts.end(end)
     }
 
+    /// The phase that it is in: the last one that was seen to begin. The wait after a phase counts to it until it is
+    /// over.
+    #[must_use]
+    pub fn current_phase(&self) -> PhaseName {
+        let seen = |name: &PhaseName| self.has_phase(*name);
+        if self.beyond_kexec {
+            let last = [PhaseName::Finish, PhaseName::Restore];
+            // Of the real new kernel lu sees nothing before its own start.
+            let before = if self.booted_ns.is_some() || !self.emulated {
+                PhaseName::Userspace
+            } else {
+                PhaseName::Boot
+            };
+            return last.into_iter().find(seen).unwrap_or(before);
+        }
+        if self.has_phase(PhaseName::Freeze) {
+            PhaseName::Shutdown
+        } else if self.kexec.is_some() {
+            PhaseName::Reboot
+        } else if self.has_phase(PhaseName::Prepare) {
+            PhaseName::Prepare
+        } else {
+            PhaseName::Preserve
+        }
+    }
+
     /// Without a kexec that handed anything over: what was seen.
     fn outgoing_phases(&self) -> Vec<Phase> {
         let mut phases = self.old_kernel();

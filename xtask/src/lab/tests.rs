@@ -13,7 +13,7 @@ use super::selftests::{self, Tap};
 use super::{
     Include, Kernel, Outcome, Run, attacks, canary, enforced, kernel, observe, policy, top,
 };
-use crate::{setup, sh};
+use crate::{build, prometheus, setup, sh};
 
 /// One test.
 pub struct Test {
@@ -24,10 +24,14 @@ pub struct Test {
 }
 
 /// All of them.
-pub const ALL: [Test; 21] = [
+pub const ALL: [Test; 22] = [
     Test {
         name: "lab: a live update across a real kexec",
         run: live_update,
+    },
+    Test {
+        name: "lab: a real Prometheus takes the metrics of a live update across a real kexec",
+        run: metrics,
     },
     Test {
         name: "lab: lu and a canary tell the same darkness, in three kexecs in a row",
@@ -136,6 +140,9 @@ const SELFTEST_ERRORS: [(&str, &str); 5] = [
     ("preserve", "EBUSY"),
 ];
 
+/// Where metrics are served in the guest.
+const EXPORT: &str = "127.0.0.1:9464";
+
 /// Random steps in each stage of the differential test.
 const STEPS: usize = 10_000;
 
@@ -215,6 +222,26 @@ fn live_update() -> Result<()> {
     check_trace(&outcome.read("trace.jsonl")?)
 }
 
+/// What was served in the guest is served to a Prometheus on this machine.
+fn metrics() -> Result<()> {
+    setup::ensure(setup::For::Test)?;
+    let mut run = Run::scenario(Kernel::own()?, folder("metrics"))?;
+    let scraped = build::static_example("scraped")?;
+    run.includes.push(Include::program(&scraped)?);
+    run.lu = Some(vec!["--export".into(), EXPORT.into()]);
+    let stage = [
+        "scraped",
+        EXPORT,
+        "/out/before.txt",
+        "/out/after.txt",
+        "sessions",
+        "stage2",
+    ];
+    run.stages[1] = Some(stage.map(str::to_owned).to_vec());
+    let outcome = passed(&run)?;
+    prometheus::replay(["before.txt", "after.txt"].map(|name| outcome.read(name)))
+}
+
 fn check_trace(trace: &str) -> Result<()> {
     for line in trace.lines() {
         serde_json::from_str::<Value>(line)
@@ -248,11 +275,8 @@ fn impostor() -> Result<()> {
     ] {
         let mut run = Run::new(Kernel::own()?, folder(&format!("impostor-{kind}")));
         run.includes
-            .push(Include::program(&crate::build::static_example(
-                "impostor",
-            )?)?);
-        run.includes
-            .push(Include::program(&crate::build::lu_static()?)?);
+            .push(Include::program(&build::static_example("impostor")?)?);
+        run.includes.push(Include::program(&build::lu_static()?)?);
         run.stages = [
             vec!["impostor", kind],
             vec!["lu", "run", "--journal=/lu/journal", "--for=1s", "--trace"],
@@ -460,7 +484,7 @@ pub(super) fn check_selftests(said: &str) -> Result<()> {
 /// The same program, on this machine.
 fn emulated_selftests() -> Result<()> {
     let program = selftests::ensure()?.join("liveupdate");
-    let lu = crate::build::lu()?;
+    let lu = build::lu()?;
     check_selftests(&sh::read(
         sh::command(lu)
             .args(["emulate", "--interface=sessions", "--"])
@@ -494,7 +518,7 @@ fn kexec_selftest() -> Result<()> {
 
 /// The example that makes random calls, in the lab and under the emulated orchestrator on this machine.
 fn differential() -> Result<()> {
-    let program = crate::build::static_example("sequence")?;
+    let program = build::static_example("sequence")?;
     let stage = |stage: &str| {
         format!("sequence --seed {SEED} --steps {STEPS} --stage {stage}")
             .split(' ')
@@ -507,7 +531,7 @@ fn differential() -> Result<()> {
     // What is compared is the orchestrators.
     run.lu = None;
     let outcome = passed(&run)?;
-    let lu = crate::build::lu()?;
+    let lu = build::lu()?;
     let stages = ["1", "2"].map(|number| stage(number).join(" "));
     let script = format!(
         "PATH=$(dirname \"$0\"):$PATH; {} >\"$1\"/emulated1.out && \"$2\" emulate kexec && {} >\"$1\"/emulated2.out",
@@ -544,9 +568,8 @@ fn differential() -> Result<()> {
 fn contention() -> Result<()> {
     let mut run = Run::new(Kernel::own()?, folder("contention"));
     run.includes
-        .push(Include::program(&crate::build::static_example("contend")?)?);
-    run.includes
-        .push(Include::program(&crate::build::lu_static()?)?);
+        .push(Include::program(&build::static_example("contend")?)?);
+    run.includes.push(Include::program(&build::lu_static()?)?);
     run.stages[0] = Some(["contend", "lu", "3"].map(str::to_owned).to_vec());
     run.patches_busy_code = true;
     run.kexecs = 0;
@@ -568,7 +591,7 @@ fn contention() -> Result<()> {
 
 /// A unit test that needs fentry, as few machines but the lab's are sure to allow it.
 fn skipped() -> Result<()> {
-    let tests = crate::build::static_unit_tests()?;
+    let tests = build::static_unit_tests()?;
     let mut run = Run::new(Kernel::own()?, folder("skipped"));
     run.includes.push(Include {
         host: tests,
@@ -706,8 +729,7 @@ fn hold_to(told: &mut BTreeMap<u64, String>, said: &str) -> Result<()> {
 
 /// What a single boot with a command of lu's own says.
 fn said_by(mut run: Run, command: &[&str]) -> Result<(i64, Value)> {
-    run.includes
-        .push(Include::program(&crate::build::lu_static()?)?);
+    run.includes.push(Include::program(&build::lu_static()?)?);
     run.stages[0] = Some(command.iter().map(|&word| word.to_owned()).collect());
     run.kexecs = 0;
     run.lu = None;
@@ -773,7 +795,7 @@ fn debian_cloud() -> Result<()> {
     let mut run = Run::new(kernel, folder("debian-cloud"));
     run.patches_busy_code = true;
     run.includes
-        .push(Include::program(&crate::build::static_example("demo")?)?);
+        .push(Include::program(&build::static_example("demo")?)?);
     run.stages[0] = Some(["lu", "emulate", "--", "demo"].map(str::to_owned).to_vec());
     run.kexecs = 0;
     let outcome = passed(&run)?;
