@@ -209,7 +209,7 @@ fn parsed(text: &str, open: bool) -> BTreeMap<String, f64> {
             let mut words = comment.splitn(3, ' ');
             let [what, name, rest] = [(); 3].map(|()| words.next().expect("three words"));
             if name != family {
-                family = name.to_owned();
+                name.clone_into(&mut family);
                 assert!(families.insert(family.clone()), "{family} is there twice");
                 (kind, told) = (String::new(), Vec::new());
             }
@@ -220,7 +220,7 @@ fn parsed(text: &str, open: bool) -> BTreeMap<String, f64> {
                 "TYPE" => {
                     let info = ["counter", "gauge", "histogram"].contains(&rest);
                     assert!(info || open && rest == "info", "{line}");
-                    kind = rest.to_owned();
+                    rest.clone_into(&mut kind);
                 }
                 "UNIT" => assert!(open && name.ends_with(&format!("_{rest}")), "{line}"),
                 other => panic!("# {other}"),
@@ -307,15 +307,14 @@ fn histograms(all: &BTreeMap<String, f64>) {
         let mut of = String::new();
         let mut end = None;
         for label in labels.split(',') {
-            match label.strip_prefix("le=\"") {
-                Some(le) => end = le.trim_end_matches('"').replace("+Inf", "inf").parse().ok(),
-                None => {
-                    if !of.is_empty() {
-                        of.push(',');
-                    }
-                    of.push_str(label);
-                }
+            if let Some(le) = label.strip_prefix("le=\"") {
+                end = le.trim_end_matches('"').replace("+Inf", "inf").parse().ok();
+                continue;
             }
+            if !of.is_empty() {
+                of.push(',');
+            }
+            of.push_str(label);
         }
         let of = format!("{name}_count{{{of}}}");
         buckets

@@ -375,7 +375,7 @@ impl Run {
     fn say_problems(&mut self) {
         let of_audit = self.audit.as_mut().and_then(Audit::problem);
         let problems = self.journal.problems().into_iter();
-        for problem in problems.chain(of_audit.map(|problem| problem.to_string())) {
+        for problem in problems.chain(of_audit) {
             eprintln!("lu: {problem}");
             if let Some(export) = &self.export {
                 export.problem();
