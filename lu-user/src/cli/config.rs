@@ -252,7 +252,9 @@ fn flags(name: &str, value: &DeValue<'_>) -> Result<Vec<OsString>, Wrong> {
         });
     };
     let texts = match (value, arg.get_action()) {
-        (DeValue::Boolean(_), ArgAction::SetTrue) => vec![text(value)],
+        // Without the flag it is off, and a flag that is not there is in nothing's way.
+        (DeValue::Boolean(false), ArgAction::SetTrue) => Vec::new(),
+        (DeValue::Boolean(true), ArgAction::SetTrue) => vec![text(value)],
         (DeValue::Array(values), ArgAction::Append) => {
             values.iter().map(|value| text(value.get_ref())).collect()
         }
