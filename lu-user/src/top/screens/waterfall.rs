@@ -1,5 +1,7 @@
 //! The update as spans over time.
 
+use std::cmp::Reverse;
+
 use ratatui::buffer::Buffer;
 use ratatui::layout::Rect;
 use ratatui::text::{Line as Text, Span};
@@ -37,33 +39,30 @@ pub fn lines(view: &View, state: &State) -> Vec<Line> {
         return Vec::new();
     };
     let filter = Filter::new(view.filter());
+    // With each line how long it took: where the longest come first nothing is looked up again.
     let mut lines = Vec::new();
     for (at, step) in facts.steps.iter().enumerate() {
         if step.phase.is_some() || step.progress == Progress::Now {
-            lines.push(Line::Phase(at));
-            lines.extend((0..step.parts.len()).map(|part| Line::Part(at, part)));
+            lines.push((step.ns(), Line::Phase(at)));
+            let parts = step.parts.iter().enumerate();
+            lines.extend(parts.map(|(part, it)| (it.ns, Line::Part(at, part))));
         }
     }
     for (&key, session) in &update.sessions {
         if session.name.is_some() {
-            lines.push(Line::Session(key));
+            lines.push((session_took(session), Line::Session(key)));
         }
-        lines.extend(session.files.keys().map(|token| Line::File(key, *token)));
+        let files = session.files.iter();
+        lines.extend(files.map(|(token, file)| (file_took(file), Line::File(key, *token))));
     }
     if !filter.is_empty() {
-        lines.retain(|line| meets(&filter, *line, view, update));
+        lines.retain(|(_, line)| meets(&filter, *line, view, update));
     }
     if view.longest {
         // A file's line is as long as its steps together, not as the time between them.
-        // Looked up in their order, in which neighbours stand next to each other in memory too.
-        let mut keyed: Vec<_> = lines
-            .iter()
-            .map(|line| (std::cmp::Reverse(took(line, view, update)), *line))
-            .collect();
-        keyed.sort_by_key(|(took, _)| *took);
-        lines = keyed.into_iter().map(|(_, line)| line).collect();
+        lines.sort_by_key(|(took, _)| Reverse(*took));
     }
-    lines
+    lines.into_iter().map(|(_, line)| line).collect()
 }
 
 fn meets(filter: &Filter, line: Line, view: &View, update: &Update) -> bool {
@@ -112,22 +111,26 @@ fn session_steps(session: &Session) -> [(char, Option<crate::timeline::Span>); 3
 /// How long what is on a line took in all.
 fn took(line: &Line, view: &View, update: &Update) -> Option<u64> {
     let facts = view.facts.as_ref()?;
-    let sum = |spans: &mut dyn Iterator<Item = Option<crate::timeline::Span>>| {
-        let known = spans.flatten().map(|span| span.ns());
-        known.reduce(u64::saturating_add)
-    };
     match line {
         Line::Phase(at) => facts.steps.get(*at)?.ns(),
         Line::Part(at, part) => facts.steps.get(*at)?.parts.get(*part)?.ns,
-        Line::Session(key) => {
-            let session = update.sessions.get(key)?;
-            sum(&mut session_steps(session).into_iter().map(|(_, span)| span))
-        }
-        Line::File(key, token) => {
-            let file = update.sessions.get(key)?.files.get(token)?;
-            sum(&mut steps(file).into_iter().map(|(_, span)| span))
-        }
+        Line::Session(key) => session_took(update.sessions.get(key)?),
+        Line::File(key, token) => file_took(update.sessions.get(key)?.files.get(token)?),
     }
+}
+
+fn session_took(session: &Session) -> Option<u64> {
+    sum(session_steps(session).into_iter().map(|(_, span)| span))
+}
+
+fn file_took(file: &FileSpan) -> Option<u64> {
+    sum(steps(file).into_iter().map(|(_, span)| span))
+}
+
+/// How long steps took together; `None`: none was seen.
+fn sum(steps: impl Iterator<Item = Option<crate::timeline::Span>>) -> Option<u64> {
+    let known = steps.flatten().map(|span| span.ns());
+    known.reduce(u64::saturating_add)
 }
 
 /// From when to when something is seen of what is on a line.
