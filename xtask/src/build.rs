@@ -101,7 +101,10 @@ fn linked_statically(command_and_target: &[&str], package: &str, name: &str) -> 
 fn placeless() -> Result<String> {
     let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
     let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
-    let mut flags = vec![format!("--remap-path-prefix={}=/lu", sh::root().display())];
+    let mut flags = vec![
+        format!("--remap-path-prefix={}=/rustc", setup::sysroot()?.display()),
+        format!("--remap-path-prefix={}=/lu", sh::root().display()),
+    ];
     if let Some(home) = home {
         flags.push(format!("--remap-path-prefix={}=/cargo", home.display()));
     }

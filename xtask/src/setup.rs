@@ -276,7 +276,8 @@ pub fn rustc_field(field: &str) -> Result<String> {
         .with_context(|| format!("`rustc -vV` does not say its {field}"))
 }
 
-fn sysroot() -> Result<PathBuf> {
+/// Where the compiler's libraries are, and their source.
+pub fn sysroot() -> Result<PathBuf> {
     Ok(sh::read(rustc().args(["--print", "sysroot"]))?.into())
 }
 
