@@ -137,10 +137,12 @@ pub fn verdict(asked: &Asked, generation: u64, verdict: &Verdict, errno: u8) {
 #[inline(always)]
 pub fn tampered(operation: Operation, generation: u64, name: &Text, token: u64, differs: u8) {
     let session = session_id_of(name);
-    // Another may have been made to have the same id.
-    send(Kind::Name, |record| {
-        record.call = zerocopy::transmute!(*name);
-    });
+    if has_room() {
+        // Another may have been made to have the same id.
+        send(Kind::Name, |record| {
+            record.call = zerocopy::transmute!(*name);
+        });
+    }
     send(Kind::Tampered, |record| {
         let judged: &mut Judged = zerocopy::transmute_mut!(&mut record.call);
         judged.generation = generation;

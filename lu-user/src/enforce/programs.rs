@@ -55,7 +55,7 @@ pub fn names() -> impl Iterator<Item = &'static str> {
 }
 
 /// The ring buffer for verdicts, in bytes.
-const VERDICTS: u32 = 256 << 10;
+const VERDICTS: u32 = 1 << 20;
 
 /// Loads the programs' maps and what they compare with.
 pub fn load(place: &KernelPlace) -> Result<Ebpf, Error> {
